@@ -1,8 +1,8 @@
 """GGUF tensors under their Hugging Face names and in Hugging Face row order, for training and parity tests.
 
-llama.cpp's converter renames tensors, interleaves the rows of the query and key projections of llama models (its rotary
-embedding pairs neighbouring rows, Hugging Face's pairs the two halves of a head) and folds Gemma's `1 +` into its norms;
-`load_hf_state` undoes all three (convert_hf_to_gguf.py).
+llama.cpp's converter renames tensors, interleaves the rows of the query and key projections of llama models (its
+rotary embedding pairs neighbouring rows, Hugging Face's pairs the two halves of a head) and folds Gemma's `1 +` into
+its norms; `load_hf_state` undoes all three (convert_hf_to_gguf.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DERIVED = {"rope_freqs.weight"}
 
 
 def hf_name(name: str, arch: str) -> str | None:
-    """The Hugging Face name of a GGUF tensor ("blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"), or None."""
+    """The Hugging Face name of a GGUF tensor, or None: "blk.3.attn_q.bias" -> "model.layers.3.self_attn.q_proj.bias"."""
     stem, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return None
@@ -59,10 +59,10 @@ def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def load_hf_state(gguf: GGUF) -> dict[str, np.ndarray]:
-    """The whole model as float32 arrays under Hugging Face names, ready for `LlamaForCausalLM.load_state_dict(strict=True)`.
+    """The whole model as float32 arrays under Hugging Face names, fit for `load_state_dict(strict=True)`.
 
-    With tied embeddings, "lm_head.weight" is the very array of "model.embed_tokens.weight" (no copy). Raises `SensoriumError`
-    when the file holds a tensor that has no Hugging Face counterpart.
+    With tied embeddings, "lm_head.weight" is the very array of "model.embed_tokens.weight" (no copy).
+    Raises `SensoriumError` when the file holds a tensor that has no Hugging Face counterpart.
     """
     spec = spec_from_gguf(gguf, fingerprint="unused")
     state: dict[str, np.ndarray] = {}
@@ -72,7 +72,8 @@ def load_hf_state(gguf: GGUF) -> dict[str, np.ndarray]:
         target = hf_name(name, spec.arch)
         if target is None:
             raise SensoriumError(
-                f"The model file {gguf.path} holds the tensor {name!r}, which no {spec.arch} model has; use a plain conversion."
+                f"The model file {gguf.path} holds the tensor {name!r}, which no {spec.arch} model has; "
+                "use a plain conversion."
             )
         array = gguf.load(name)
         if spec.arch == "llama" and ".attn_q." in name:

@@ -145,7 +145,7 @@ def _column(scale: np.ndarray) -> Floats:
 
 
 def _nibbles(qs: Bytes, out: Floats, half: int) -> None:
-    """Packed bytes [n, k * half] -> values in `out` [n, k * 2 * half]: low nibbles of `half` bytes, then the high ones."""
+    """Packed bytes [n, k * half] -> `out` [n, k * 2 * half]: the low nibbles of `half` bytes, then their high ones."""
     pairs, packed = out.reshape(len(out), -1, 2, half), qs.reshape(len(out), -1, half)
     pairs[:, :, 0] = packed & 15
     pairs[:, :, 1] = packed >> 4
@@ -220,11 +220,11 @@ def dequantize(raw: Bytes, kind: QuantType) -> Floats:
     if not kind.readable:
         names = ", ".join(sorted(_KERNELS))
         raise SensoriumError(
-            f"The tensor type {kind.name} cannot be decoded; convert the file to one of {names}, for example with llama-quantize."
+            f"The tensor type {kind.name} cannot be decoded; convert the file to one of {names} with llama-quantize."
         )
     if raw.size % kind.size:
         raise SensoriumError(
-            f"{raw.size} bytes were given as {kind.name}, which comes in blocks of {kind.size} bytes; the data is cut off."
+            f"{raw.size} bytes were given as {kind.name}, whose blocks have {kind.size} bytes; the data is cut off."
         )
     if kind.name == "BF16":
         return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)

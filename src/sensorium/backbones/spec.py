@@ -34,9 +34,9 @@ _CONTROL = 3
 class BackboneSpec:
     """A causal language model's seam and shape.
 
-    `dim` is the width of an embedding, `head_dim` of one attention head, `ffn` of the feed-forward layer; `vocab` counts
-    tokens, `context` positions. `tied`: the output head is the embedding matrix. `template` is the kind of chat template
-    ("chatml", "llama3", "gemma", "mistral", "none" or "unknown"). `fingerprint` is the sha256 of the file.
+    `dim` is the width of an embedding, `head_dim` of one attention head, `ffn` of the feed-forward layer; `vocab`
+    counts tokens, `context` positions. `tied`: the output head is the embedding matrix. `template` is the kind of chat
+    template ("chatml", "llama3", "gemma", "mistral", "none" or "unknown"). `fingerprint` is the sha256 of the file.
     `rope_scaling` is "none" or the scheme by which positions are stretched; `sliding_window` is 0 without one.
     """
 
@@ -65,8 +65,8 @@ class BackboneSpec:
 def spec_from_gguf(gguf: GGUF, fingerprint: str | None = None) -> BackboneSpec:
     """Reads and checks the spec; pass `fingerprint` when the file's sha256 is already known (hashing takes 0.1-0.3 s).
 
-    Raises `SensoriumError` for an architecture that is not supported, a missing or senseless field, or tensors whose shapes
-    contradict the fields.
+    Raises `SensoriumError` for an architecture that is not supported, a missing or senseless field, or tensors whose
+    shapes contradict the fields.
     """
     arch = gguf.metadata.get("general.architecture")
     if arch not in ARCHITECTURES:
@@ -149,7 +149,7 @@ def token_id(gguf: GGUF, role: str, vocab: int) -> int | None:
 
 
 def end_ids(gguf: GGUF, vocab: int) -> frozenset[int]:
-    """Every token after which the model has finished: the ones that the metadata names and the well-known control ones."""
+    """Every token after which the model is done: those that the metadata names, and the well-known control tokens."""
     named = {token_id(gguf, role, vocab) for role in ("eos", "eot", "eom")} - {None}
     tokens, types = gguf.metadata.get("tokenizer.ggml.tokens", []), gguf.metadata.get("tokenizer.ggml.token_type", [])
     known = {i for i, (text, kind) in enumerate(zip(tokens, types)) if kind == _CONTROL and text in _END_TOKENS}
