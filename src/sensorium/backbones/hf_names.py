@@ -38,7 +38,7 @@ _DERIVED = {"rope_freqs.weight"}
 
 
 def hf_name(name: str, arch: str) -> str | None:
-    """The Hugging Face name of a GGUF tensor, or None: "blk.3.attn_q.bias" -> "model.layers.3.self_attn.q_proj.bias"."""
+    """A GGUF tensor's Hugging Face name, or None: "blk.3.attn_q.bias" -> "model.layers.3.self_attn.q_proj.bias"."""
     stem, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return None

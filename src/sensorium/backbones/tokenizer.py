@@ -35,7 +35,11 @@ _QWEN2 = f"{_CONTRACTIONS}|" + _REST % r"\p{N}"
 
 
 class Tokenizer:
-    """Text <-> token ids of one model. `vocab_size` counts all tokens; `eos_ids` are those after which the model is done."""
+    """Text <-> token ids of one model.
+
+    `vocab_size` counts all tokens; `eos_ids` are those after which the model is done. `add_bos` tells whether the model
+    was trained with `bos_id` before every text: the prompt builder adds it, `encode` never does.
+    """
 
     def __init__(
         self,
@@ -51,7 +55,6 @@ class Tokenizer:
         self.eos_ids = eos_ids
         self.bos_id = bos_id
         self.add_bos = add_bos
-        """Whether the model was trained with `bos_id` before every text; the prompt builder adds it, `encode` never does."""
         self._tokens, self._types = tokens, types
         self._encode, self._token_bytes = encode, token_bytes
         self._special = {text: i for i, (text, kind) in enumerate(zip(tokens, types)) if _is_special(text, kind)}
@@ -86,16 +89,15 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of `text` alone: no special token, no beginning-of-text token. Lone surrogates become U+FFFD."""
         try:
-            return self._encode(text)
+            text.encode("utf-8")
         except UnicodeEncodeError:
-            return self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return self._encode(text)
 
     def special(self, name: str) -> int:
-        """The id of a special token by its exact name, such as "<|im_start|>"; raises `SensoriumError` for any other."""
+        """The id of a special token by its exact name, such as "<|im_start|>"; any other is a `SensoriumError`."""
         if name not in self._special:
-            raise SensoriumError(
-                f"The tokenizer has no special token {name!r}; the chat template does not fit the model."
-            )
+            raise SensoriumError(f"The tokenizer has no special token {name!r}; choose the model's own chat template.")
         return self._special[name]
 
     def is_special(self, token: int) -> bool:
@@ -169,7 +171,7 @@ def _byte_level_bpe(gguf: GGUF, tokens: list[str], types: list[int]) -> tokenize
 
 
 def _pre_tokenizer(name: str, gguf: GGUF) -> PreTokenizer:
-    """The splitting rules by their GGUF name (llama-vocab.cpp); unknown names are refused, since a near miss is silent."""
+    """The splitting rules by their GGUF name (llama-vocab.cpp); unknown names are refused: a near miss is silent."""
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
@@ -182,7 +184,8 @@ def _pre_tokenizer(name: str, gguf: GGUF) -> PreTokenizer:
         split = Split(Regex(patterns[name]), behavior="isolated")
         return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
     raise SensoriumError(
-        f"The model file {gguf.path} splits text by the rules {name!r}; supported are smollm, gpt-2, llama-bpe and qwen2."
+        f"The model file {gguf.path} splits text by the rules {name!r}; "
+        "supported are smollm, gpt-2, llama-bpe and qwen2."
     )
 
 
