@@ -1,0 +1,279 @@
+"""A composition: the YAML file that names frozen parts and trained projectors -> checked specs -> loaded parts.
+
+    composition.yaml    which parts, from where, with which options            (people write it)
+    manifest.json       what was trained against which frozen parts, digests   (training writes it)
+    *.onnx, *.safetensors   the trained projectors and LoRA
+
+Loading checks every seam (`seams.py`) before anything runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sensorium import config, hub
+from sensorium.errors import SensoriumError, UsageError
+
+if TYPE_CHECKING:
+    from sensorium.encoders.base import FeatureSpec
+
+FILE = "composition.yaml"
+MANIFEST = "manifest.json"
+PACKAGED = Path(__file__).parent / "compositions"
+Modality = Literal["image"]
+"""What a composition can take in besides text."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _inside(name: str) -> str:
+    path = Path(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
+        raise ValueError("it must name a file inside the composition's directory")
+    return name
+
+
+class PartConfig(_Strict):
+    """Where a frozen file comes from; see `hub.Part`. A relative `file:` path counts from the composition's
+    directory."""
+
+    source: str
+    file: str = ""
+    sha256: str = ""
+    licence: str = ""
+    size: int | None = Field(None, ge=0)
+    file_sha256: str | None = None
+
+
+class BackboneConfig(_Strict):
+    """The LLM. `template` is a key of `prompt.TEMPLATES`; int8 is the quality-preserving default."""
+
+    part: PartConfig
+    format: Literal["gguf"] = "gguf"
+    quantization: Literal["int8", "fp32"] = "int8"
+    template: str = "chatml"
+
+
+class EncoderConfig(_Strict):
+    """A frozen encoder: a kind of `sensorium.encoders`, its weights and its options."""
+
+    kind: str
+    part: PartConfig
+    options: dict[str, Any] = {}
+
+
+class ProjectorConfig(_Strict):
+    """A trained projector: a kind of `projectors.spec`, the encoder that it reads, its weights and their ONNX twin."""
+
+    kind: str
+    encoder: str
+    weights: str
+    onnx: str
+    options: dict[str, Any] = {}
+
+    _paths = field_validator("weights", "onnx")(_inside)
+
+
+class LoraConfig(_Strict):
+    """Trained low-rank changes of the backbone, active only in conversations that hold media."""
+
+    weights: str
+    active: Literal["media"] = "media"
+
+    _paths = field_validator("weights")(_inside)
+
+
+class CompositionSpec(_Strict):
+    """`composition.yaml`, validated."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    description: str = ""
+    backbone: BackboneConfig
+    encoders: dict[Modality, EncoderConfig] = {}
+    projectors: dict[Modality, ProjectorConfig] = {}
+    lora: LoraConfig | None = None
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: what training wrote. Unknown keys are kept, so that a newer writer stays readable.
+
+    Attributes:
+        schema_version: 1.
+        frozen: fingerprint of each frozen part that the training saw: "backbone", "encoders.image".
+        files: sha256 of each file beside the manifest.
+    """
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    frozen: dict[str, str] = {}
+    files: dict[str, str] = {}
+    recipe: Any = None
+    data: Any = None
+    metrics: dict[str, Any] = {}
+
+
+class Composition:
+    """A composition on disk: its spec, its manifest and its frozen parts.
+
+    Attributes:
+        spec: the validated `composition.yaml`.
+        directory: where it stands.
+        manifest: the validated `manifest.json`, or None for a composition without trained parts.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Read the two files of `directory`. Nothing is fetched or run yet.
+
+        Raises:
+            UsageError: `composition.yaml` is missing or malformed; the sentence has the line.
+            SensoriumError: the manifest is missing or malformed.
+        """
+        self.directory = directory
+        self.path = directory / FILE
+        self.spec, self.lines = config.parse(self.path, CompositionSpec)
+        for name, projector in self.spec.projectors.items():
+            if projector.encoder not in self.spec.encoders:
+                known = ", ".join(self.spec.encoders) or "none"
+                raise UsageError(
+                    f"{self.where('projectors', name, 'encoder')}: the projector {name!r} reads the encoder "
+                    f"{projector.encoder!r}, "
+                    f"which is not declared; declared encoders: {known}."
+                )
+        self.manifest = self._read_manifest()
+
+    @classmethod
+    def find(cls, name_or_dir: str | Path) -> Composition:
+        """The composition of this directory, or the packaged one of this name. Raises UsageError when there is none."""
+        given = str(name_or_dir)
+        packaged = PACKAGED / given
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", given) and (packaged / FILE).is_file():
+            return cls(packaged)
+        directory = Path(name_or_dir).expanduser()
+        try:
+            if directory.name == FILE and directory.is_file():
+                directory = directory.parent
+            if directory.is_dir():
+                return cls(directory)
+        except (OSError, ValueError):  # a name that no file system takes, such as one with a NUL
+            pass
+        raise UsageError(
+            f"{given!r} is no model: it is neither a directory with a {FILE} nor one of {', '.join(packaged_names())}."
+        )
+
+    @property
+    def name(self) -> str:
+        """The composition's own name."""
+        return self.spec.name
+
+    def where(self, *keys: str | int) -> str:
+        """`path, line n` of a key, for error messages."""
+        line = config.line_of(self.lines, *keys)
+        return f"{self.path}, line {line}" if line else str(self.path)
+
+    def part(self, *keys: str) -> hub.Part:
+        """The hub's view of a frozen part: `part("backbone")`, `part("encoders", "image")`."""
+        declared = (self.spec.backbone if keys == ("backbone",) else self.spec.encoders[keys[1]]).part  # type: ignore[index]
+        source = declared.source
+        if source.startswith("file:"):
+            source = f"file:{self.directory.absolute() / Path(source.removeprefix('file:')).expanduser()}"
+        try:
+            return hub.Part(
+                source, declared.file, declared.sha256, declared.size, declared.licence, declared.file_sha256
+            )
+        except SensoriumError as error:
+            raise UsageError(f"{self.where(*keys, 'part')}: {error}") from None
+
+    def identity(self, *keys: str) -> str:
+        """A hash that changes when the part's file may have changed, without reading the file: keys of caches."""
+        part = self.part(*keys)
+        if part.sha256:
+            return hashlib.sha256(f"{part.sha256}:{part.file}:{part.file_sha256}".encode()).hexdigest()
+        path = hub.fetch(part)
+        state = path.stat()
+        return hashlib.sha256(f"{path}:{state.st_size}:{state.st_mtime_ns}".encode()).hexdigest()
+
+    def file(self, name: str) -> Path:
+        """A trained file beside the composition. Raises SensoriumError when it is missing."""
+        path = self.directory / name
+        if not path.is_file():
+            raise SensoriumError(
+                f"{path} is missing, but {self.path} declares it; train or fetch the composition again."
+            )
+        return path
+
+    def tokens(self, modality: str, features: FeatureSpec) -> int:
+        """LLM positions that one medium takes (`projectors.spec.tokens_for`)."""
+        from sensorium.projectors.spec import tokens_for
+
+        projector = self.spec.projectors[modality]  # type: ignore[index]
+        try:
+            return tokens_for(projector.kind, projector.options, features)
+        except UsageError as error:
+            raise UsageError(f"{self.where('projectors', modality)}: {error}") from None
+
+    @cached_property
+    def trained_files(self) -> list[str]:
+        """Names of the trained files that inference reads."""
+        lora = [self.spec.lora.weights] if self.spec.lora else []
+        return [projector.onnx for projector in self.spec.projectors.values()] + lora
+
+    def check_files(self) -> None:
+        """Compare the sha256 of every trained file with the manifest.
+
+        Raises:
+            SensoriumError: a file is missing, is not listed, or has another digest.
+        """
+        listed = self.manifest.files if self.manifest else {}
+        for name in self.trained_files:
+            if name not in listed:
+                raise SensoriumError(
+                    f"{self.directory / MANIFEST} lists no sha256 of {name}; train or fetch the composition again."
+                )
+            digest = file_sha256(self.file(name))
+            if digest != listed[name]:
+                raise SensoriumError(
+                    f"{self.directory / name} has sha256 {digest[:12]}..., but {MANIFEST} lists "
+                    f"{listed[name][:12]}...; "
+                    "the file was changed or damaged, fetch the composition again."
+                )
+
+    def _read_manifest(self) -> Manifest | None:
+        path = self.directory / MANIFEST
+        if not path.is_file():
+            if self.trained_files:
+                raise SensoriumError(
+                    f"{path} is missing, but {self.path} declares trained parts; train or fetch the composition again."
+                )
+            return None
+        try:
+            data = json.loads(path.read_bytes()[: config.MAX_BYTES * 16])
+        except (ValueError, RecursionError):
+            raise SensoriumError(f"{path} is not valid JSON; train or fetch the composition again.") from None
+        try:
+            return config.validate(data, Manifest, path)
+        except UsageError as error:
+            raise SensoriumError(str(error)) from None
+
+
+def packaged_names() -> list[str]:
+    """Names of the compositions that ship with the package."""
+    return sorted(path.parent.name for path in PACKAGED.glob(f"*/{FILE}")) if PACKAGED.is_dir() else []
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
