@@ -14,7 +14,8 @@ import numpy as np
 
 from sensorium.encoders import efficientnet_lite_graph as graph
 from sensorium.encoders.base import FeatureSpec, Grid
-from sensorium.encoders.pth import read_pth
+from sensorium.encoders.pth import file_sha256, read_pth
+from sensorium.encoders.session import FINGERPRINT, open_session
 from sensorium.errors import SensoriumError, UsageError
 
 MAX_ASPECT = 2.0
@@ -23,6 +24,7 @@ MAX_ASPECT = 2.0
 # Bump when anything between pixels and features changes: cached features and trained projectors are then refused.
 _PREPROCESSING = "bicubic-antialias-v1;squash<=2,pad=127;rgb-127/128"
 _LAYER = "conv_head+bn+relu6"
+_GRAPH_VERSION = 1  # bump when the graph is written differently without changing the features
 _CHUNK = 8  # pictures per run: bounds the activations' memory, and larger batches are not faster on a CPU
 
 
@@ -49,14 +51,22 @@ class EfficientNetLite:
             raise UsageError(f"{threads} threads cannot run; use 1 or more, or leave it out.")
         self.variant = variant
         self.resolution = resolution
-        state = read_pth(weights)
+        self._directions: tuple[np.ndarray, np.ndarray] | None = None
+        self._weights = Path(weights)
+        name = f"efficientnet-lite{variant}-{resolution}-v{_GRAPH_VERSION}-{file_sha256(self._weights)[:32]}"
         try:
-            self._directions = graph.classifier(state)
-            self._session = _session(graph.build(variant, state, resolution), threads)
+            self._session = open_session(name, self._build, threads)
         except SensoriumError as error:
             raise SensoriumError(f"{weights}: {error}") from None
         side = resolution // 32
-        self.spec = FeatureSpec(graph.HEAD_DIM, Grid(side, side), None, _fingerprint(variant, state, resolution))
+        fingerprint = self._session.get_modelmeta().custom_metadata_map[FINGERPRINT]
+        self.spec = FeatureSpec(graph.HEAD_DIM, Grid(side, side), None, fingerprint)
+
+    def _build(self) -> bytes:
+        state = read_pth(self._weights)
+        graph.classifier(state)  # refused now rather than when the classifier is asked for
+        fingerprint = _fingerprint(self.variant, state, self.resolution)
+        return graph.build(self.variant, state, self.resolution, {FINGERPRINT: fingerprint})
 
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Features of pictures of any sizes.
@@ -78,12 +88,17 @@ class EfficientNetLite:
         return features
 
     def class_directions(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ImageNet classifier over the features: ``W [1000, 1280]`` and ``b [1000]``, float32, read-only."""
+        """The ImageNet classifier over the features: ``W [1000, 1280]`` and ``b [1000]``, float32.
+
+        Read from the weights file at the first call: most users never need it.
+        """
+        if self._directions is None:
+            self._directions = graph.classifier(read_pth(self._weights))
         return self._directions
 
     def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """ImageNet logits of pictures, float32 ``[B, 1000]``; class names in ``imagenet.class_names``."""
-        weight, bias = self._directions
+        weight, bias = self.class_directions()
         return self.encode(images).mean(axis=1) @ weight.T + bias
 
 
@@ -113,17 +128,6 @@ def prepare(image: np.ndarray, resolution: int) -> np.ndarray:
     top, left = (resolution - box_height) // 2, (resolution - box_width) // 2
     square[top : top + box_height, left : left + box_width] = resized
     return square
-
-
-def _session(model: bytes, threads: int | None) -> "onnxruntime.InferenceSession":  # type: ignore[name-defined]  # noqa: F821, UP037
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _fingerprint(variant: int, state: Mapping[str, np.ndarray], resolution: int) -> str:

@@ -84,13 +84,14 @@ def _round_channels(channels: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
-def build(variant: int, weights: Mapping[str, np.ndarray], resolution: int) -> bytes:
+def build(variant: int, weights: Mapping[str, np.ndarray], resolution: int, metadata: Mapping[str, str]) -> bytes:
     """Serialise the network for square pictures.
 
     Args:
         variant: 0, 1 or 2.
         weights: The state dict.
         resolution: Side of the input in pixels, a multiple of 32.
+        metadata: Strings to carry in the model's metadata.
 
     Returns:
         An ONNX model: ``pixels`` uint8 ``[B, resolution, resolution, 3]`` (RGB) to ``features`` float32
@@ -131,6 +132,7 @@ def build(variant: int, weights: Mapping[str, np.ndarray], resolution: int) -> b
         writer.initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="sensorium")
+    helper.set_model_props(model, dict(metadata))
     model.ir_version = _IR_VERSION
     return model.SerializeToString()
 

@@ -11,6 +11,7 @@ archive that replaced it. Format source: ``torch/serialization.py`` and ``torch/
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zipfile
@@ -23,8 +24,8 @@ import numpy as np
 
 from sensorium.errors import SensoriumError
 
-MAX_FILE_BYTES = 4 << 30
-"""Larger files are refused; the encoders this reader serves are far below 1 GiB."""
+MAX_FILE_BYTES = 1 << 30
+"""Larger files are refused; the encoders this reader serves are below 100 MB."""
 
 MAX_INSTRUCTIONS = 4_000_000
 """Pickle instructions per file: a tensor takes about 40, and one instruction can build an object of 100 bytes."""
@@ -84,23 +85,34 @@ def read_pth(path: Path | str) -> dict[str, np.ndarray]:
     Raises:
         SensoriumError: The file is missing, truncated, corrupt, too large, or holds anything but tensors.
     """
-    path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise _Bad(f"it has {size} bytes, more than the {MAX_FILE_BYTES} that are accepted")
-        data = path.read_bytes()
+        data = _read(path)
         return _read_zip(data) if data[:4] == b"PK\x03\x04" else _read_legacy(data)
-    except OSError as error:
-        raise SensoriumError(f"Cannot read the weights file {path}: {error.strerror or error}.") from None
     except _Bad as error:
         raise SensoriumError(
             f"The weights file {path} is refused because {error}; fetch it again, or save a plain state dict."
         ) from None
-    except RecursionError:
-        raise SensoriumError(
-            f"The weights file {path} is refused because it nests too deeply; fetch it again."
-        ) from None
+
+
+def file_sha256(path: Path | str) -> str:
+    """Hex digest of a weights file.
+
+    Raises:
+        SensoriumError: The file cannot be read or is too large.
+    """
+    return hashlib.sha256(_read(path)).hexdigest()
+
+
+def _read(path: Path | str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            # One byte more than accepted: also bounds what a device or a growing file gives.
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise SensoriumError(f"Cannot read the weights file {path}: {error.strerror or error}.") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise SensoriumError(f"The weights file {path} is larger than the {MAX_FILE_BYTES} bytes that are accepted.")
+    return data
 
 
 # --- containers ---------------------------------------------------------------------------------------------------
