@@ -1,0 +1,311 @@
+"""Composite scenes with exact labels: named cut-outs placed on backgrounds, in boxes, counted, overlapped and degraded.
+
+A scene is drawn from a seed alone, so the same recipe gives the same pictures. Labels come from what was placed, never
+from looking at the result.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
+
+Rng = np.random.Generator
+CANVAS = 320  # pixels; encoders resize from here, so a scene is drawn once for every resolution up to this
+
+
+@dataclass(frozen=True)
+class Item:
+    """One named picture of the catalogue (see ``catalogue.py`` for how it is made)."""
+
+    path: str
+    kind: str
+    name: str
+    article: str
+    also: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+    attributes: dict[str, str] = field(default_factory=dict)
+    source: str = ""
+    style: str = ""
+    split: str = "train"
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Item:
+        return cls(
+            path=row["path"],
+            kind=row["kind"],
+            name=row["name"],
+            article=row.get("article") or "a",
+            also=tuple(row.get("also") or ()) + tuple(row.get("contains") or ()),
+            never=tuple(row.get("never") or ()),
+            attributes=dict(row.get("attributes") or {}),
+            source=row.get("source", ""),
+            style=row.get("style", ""),
+            split=row.get("split", "train"),
+        )
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An object where it stands: centre and size as fractions of the canvas; ``inside`` = in the drawn box."""
+
+    item: Item
+    x: float
+    y: float
+    w: float
+    h: float
+    inside: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture with its exact labels."""
+
+    pixels: np.ndarray  # uint8 [CANVAS, CANVAS, 3]
+    objects: tuple[Placed, ...]
+    kind: str  # single | several | count | box | photo | empty
+    box: str = ""  # what the objects lie in ("box", "basket"), if anything
+
+
+@lru_cache(maxsize=6000)
+def _load(path: str, limit: int = 360) -> Image.Image:
+    image = Image.open(path)
+    image.draft("RGB", (2 * limit, 2 * limit))
+    image = image.convert("RGBA")
+    image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
+    box = image.getchannel("A").getbbox()
+    return image.crop(box) if box else image
+
+
+def open_cutout(item: Item) -> Image.Image:
+    """RGBA picture of at most 360 pixels a side, cropped to what is not transparent."""
+    return _load(item.path)
+
+
+@lru_cache(maxsize=400)
+def _load_background(path: str) -> Image.Image:
+    image = Image.open(path)
+    image.draft("RGB", (3 * CANVAS, 3 * CANVAS))
+    image = image.convert("RGB")
+    image.thumbnail((3 * CANVAS, 3 * CANVAS), Image.Resampling.BILINEAR)
+    return image
+
+
+def photo_crop(path: str, rng: Rng, least: float = 0.6) -> Image.Image:
+    """A random crop that keeps at least ``least`` of each side, squashed to the canvas and perhaps mirrored."""
+    image = _load_background(path)
+    w, h = image.size
+    cw, ch = int(w * rng.uniform(least, 1.0)), int(h * rng.uniform(least, 1.0))
+    left, top = int(rng.integers(0, w - cw + 1)), int(rng.integers(0, h - ch + 1))
+    image = image.crop((left, top, left + cw, top + ch)).resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+def _smooth_noise(rng: Rng, cells: int, channels: int = 3) -> np.ndarray:
+    small = rng.integers(0, 256, (cells, cells, channels), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC))
+
+
+def background(rng: Rng, photos: Sequence[str]) -> Image.Image:
+    """A photograph's crop (most often), a plain colour, a gradient, blurred noise or a table edge."""
+    kind = rng.random()
+    if photos and kind < 0.62:
+        image = photo_crop(photos[int(rng.integers(len(photos)))], rng, least=0.3)
+        return image.filter(ImageFilter.GaussianBlur(rng.uniform(1, 5))) if rng.random() < 0.35 else image
+    if kind < 0.72:
+        return Image.new("RGB", (CANVAS, CANVAS), (255, 255, 255))
+    if kind < 0.82:
+        return Image.new("RGB", (CANVAS, CANVAS), tuple(int(v) for v in rng.integers(0, 256, 3)))
+    if kind < 0.92:
+        a, b = rng.integers(0, 256, (2, 3)).astype(np.float32)
+        t = np.linspace(0, 1, CANVAS, dtype=np.float32)[:, None, None]
+        field_ = np.broadcast_to(a * (1 - t) + b * t, (CANVAS, CANVAS, 3))
+        if rng.random() < 0.5:
+            field_ = field_.transpose(1, 0, 2)
+        return Image.fromarray(np.ascontiguousarray(field_).astype(np.uint8))
+    image = Image.fromarray(_smooth_noise(rng, int(rng.integers(3, 24))))
+    if rng.random() < 0.5:  # a table: the lower part in another colour
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((0, int(CANVAS * rng.uniform(0.4, 0.8)), CANVAS, CANVAS), fill=_wood(rng))
+    return image
+
+
+def _wood(rng: Rng) -> tuple[int, int, int]:
+    base = np.array([150, 105, 60]) * rng.uniform(0.5, 1.5)
+    return tuple(int(v) for v in np.clip(base + rng.normal(0, 18, 3), 0, 255))  # type: ignore[return-value]
+
+
+def _shift_colour(rgb: Image.Image, rng: Rng) -> Image.Image:
+    for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        if rng.random() < 0.6:
+            rgb = enhancer(rgb).enhance(float(rng.uniform(0.7, 1.3)))
+    return rgb
+
+
+def paste(canvas: Image.Image, item: Item, x: float, y: float, size: float, rng: Rng, tilt: float = 12.0) -> Placed:
+    """Put a cut-out's centre at (x, y), its larger side ``size``, all as fractions of the canvas."""
+    picture = open_cutout(item)
+    if rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if rng.random() < 0.5:
+        picture = picture.rotate(float(rng.normal(0, tilt)), Image.Resampling.BILINEAR, expand=True)
+    stretch = math.exp(float(rng.normal(0, 0.08)))
+    scale = size * CANVAS / max(picture.size)
+    w = max(8, int(picture.width * scale * stretch))
+    h = max(8, int(picture.height * scale / stretch))
+    picture = picture.resize((w, h), Image.Resampling.BILINEAR if scale > 1 else Image.Resampling.LANCZOS)
+    alpha = picture.getchannel("A")
+    rgb = _shift_colour(picture.convert("RGB"), rng)
+    left, top = int(x * CANVAS - w / 2), int(y * CANVAS - h / 2)
+    if rng.random() < 0.3:  # a soft shadow ties the object to its ground
+        shadow = alpha.filter(ImageFilter.GaussianBlur(4)).point(lambda v: v // 3)
+        canvas.paste((0, 0, 0), (left + int(rng.integers(-6, 7)), top + int(rng.integers(2, 9))), shadow)
+    canvas.paste(rgb, (left, top), alpha)
+    return Placed(item, x, y, w / CANVAS, h / CANVAS)
+
+
+def degrade(image: Image.Image, rng: Rng) -> Image.Image:
+    """What cameras and file formats do: colour, blur, noise, grey, JPEG blocks."""
+    image = _shift_colour(image, rng)
+    if rng.random() < 0.2:
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 2.0))))
+    if rng.random() < 0.04:
+        image = image.convert("L").convert("RGB")
+    if rng.random() < 0.25:
+        noisy = np.asarray(image, np.float32) + rng.normal(0, rng.uniform(3, 14), (CANVAS, CANVAS, 1))
+        image = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+    if rng.random() < 0.3:
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=int(rng.integers(25, 85)))
+        image = Image.open(data).convert("RGB")
+    return image
+
+
+def _columns(rng: Rng, n: int) -> list[tuple[float, float, float]]:
+    """Places for ``n`` objects that overlap little: (x, y, largest size), in random order."""
+    if n == 1:
+        size = float(rng.uniform(0.35, 1.0))
+        room = max(0.0, (1 - size) / 2 + 0.05)
+        return [(0.5 + float(rng.uniform(-room, room)), 0.5 + float(rng.uniform(-room, room)), size)]
+    columns = n if n <= 3 else math.ceil(n / 2)
+    rows = 1 if n <= 3 else 2
+    cells = [(c, r) for c in range(columns) for r in range(rows)]
+    order = rng.permutation(len(cells))[:n]
+    places = []
+    for i in order:
+        c, r = cells[int(i)]
+        size = float(rng.uniform(0.7, 1.05)) / max(columns, rows)
+        x = (c + 0.5) / columns + float(rng.normal(0, 0.12)) / columns
+        y = (r + 0.5) / rows + float(rng.normal(0, 0.25 if rows == 1 else 0.1)) / max(rows, columns)
+        places.append((x, min(max(y, 0.15), 0.85), size))
+    return places
+
+
+BOXES = ("box", "crate", "basket", "tray")
+
+
+def _draw_box(canvas: Image.Image, rng: Rng) -> tuple[str, tuple[float, float, float, float]]:
+    """An open box seen from above; returns its name and inner rectangle (left, top, right, bottom), fractions."""
+    name = BOXES[int(rng.integers(2))]
+    left, top = float(rng.uniform(0.02, 0.2)), float(rng.uniform(0.05, 0.25))
+    right, bottom = float(rng.uniform(0.75, 0.98)), float(rng.uniform(0.75, 0.97))
+    wall = float(rng.uniform(0.03, 0.08))
+    colour = _wood(rng) if rng.random() < 0.8 else tuple(int(v) for v in rng.integers(40, 230, 3))
+    dark = tuple(int(v * 0.6) for v in colour)
+    light = tuple(min(255, int(v * 1.15)) for v in colour)
+    draw = ImageDraw.Draw(canvas)
+    outer = [v * CANVAS for v in (left, top, right, bottom)]
+    inner = [v * CANVAS for v in (left + wall, top + wall, right - wall, bottom - wall)]
+    draw.rectangle(outer, fill=light, outline=dark, width=2)
+    draw.rectangle(inner, fill=dark, outline=tuple(int(v * 0.4) for v in colour), width=2)
+    if name == "crate":
+        for i in range(1, 5):
+            y = inner[1] + (inner[3] - inner[1]) * i / 5
+            draw.line((inner[0], y, inner[2], y), fill=colour, width=3)
+    return name, (left + wall, top + wall, right - wall, bottom - wall)
+
+
+class Pool:
+    """The catalogue's pictures of one split, drawn by name first so that rare nouns are seen as often as common ones."""
+
+    def __init__(self, items: Sequence[Item], weight: Callable[[str], float] | None = None) -> None:
+        self.backgrounds = [i.path for i in items if i.kind == "background"]
+        self.photos = [i for i in items if i.kind == "photo"]
+        by_name: dict[str, list[Item]] = {}
+        for item in items:
+            if item.kind not in ("background", "photo"):
+                by_name.setdefault(item.name, []).append(item)
+        self.names = sorted(by_name)
+        self.by_name = by_name
+        # between uniform over names and uniform over pictures: a noun with 40 pictures has more to teach than one with 1
+        weights = np.array([len(by_name[n]) ** 0.5 * (weight(n) if weight else 1.0) for n in self.names])
+        self.weights = weights / weights.sum() if len(weights) else weights
+
+    def item(self, rng: Rng, name: str | None = None) -> Item:
+        name = name or self.names[int(rng.choice(len(self.names), p=self.weights))]
+        options = self.by_name[name]
+        return options[int(rng.integers(len(options)))]
+
+
+def compose(pool: Pool, seed: int, mix: dict[str, float] | None = None) -> Scene:
+    """Draw the scene that ``seed`` stands for. ``mix`` gives the weights of the kinds of scene."""
+    rng = np.random.default_rng([seed, 0x5CE7E])
+    mix = dict(mix or {"single": 0.42, "several": 0.28, "count": 0.12, "box": 0.1, "photo": 0.08})
+    if not pool.photos:
+        mix.pop("photo", None)
+    kinds, weights = list(mix), np.array(list(mix.values()), dtype=np.float64)
+    kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+    box = ""
+    placed: list[Placed] = []
+    if kind == "photo":
+        item = pool.photos[int(rng.integers(len(pool.photos)))]
+        canvas = photo_crop(item.path, rng, least=0.75)
+        placed.append(Placed(item, 0.5, 0.5, 1.0, 1.0))
+    else:
+        canvas = background(rng, pool.backgrounds).copy()
+        if kind == "single":
+            placed.append(paste(canvas, pool.item(rng), *_columns(rng, 1)[0], rng))
+        elif kind == "several":
+            n = int(rng.choice([2, 3, 4], p=[0.6, 0.28, 0.12]))
+            names: list[str] = []
+            for x, y, size in _columns(rng, n):
+                item = pool.item(rng)
+                for _ in range(5):
+                    if item.name not in names:
+                        break
+                    item = pool.item(rng)
+                names.append(item.name)
+                placed.append(paste(canvas, item, x, y, size, rng))
+        elif kind == "count":
+            item = pool.item(rng)
+            same = pool.by_name[item.name]
+            n = int(rng.integers(1, 6))
+            for x, y, size in _columns(rng, n):
+                pick = item if rng.random() < 0.7 else same[int(rng.integers(len(same)))]
+                placed.append(paste(canvas, pick, x, y, min(size, 0.6), rng, tilt=5))
+            if rng.random() < 0.3 and n <= 3:  # one stranger, so that counting needs the noun
+                placed.append(paste(canvas, pool.item(rng), rng.uniform(0.1, 0.9), rng.uniform(0.8, 0.92), 0.25, rng))
+        elif kind == "box":
+            box, (left, top, right, bottom) = _draw_box(canvas, rng)
+            n = int(rng.integers(1, 4))
+            for x, y, size in _columns(rng, n):
+                at_x = left + (right - left) * min(max(x, 0.2), 0.8)
+                at_y = top + (bottom - top) * min(max(y, 0.2), 0.8)
+                put = paste(canvas, pool.item(rng), at_x, at_y, min(size, 0.8) * min(right - left, bottom - top), rng)
+                placed.append(Placed(put.item, put.x, put.y, put.w, put.h, inside=True))
+    return Scene(np.asarray(degrade(canvas, rng)), tuple(placed), kind, box)
+
+
+def load_items(catalogue: Path) -> list[Item]:
+    """Every row of a catalogue file (JSON lines)."""
+    import json
+
+    with catalogue.open(encoding="utf-8") as lines:
+        return [Item.from_json(json.loads(line)) for line in lines if line.strip()]

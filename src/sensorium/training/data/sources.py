@@ -1,0 +1,150 @@
+"""Where the named training pictures come from: one reader per package, each giving raw (file, words) pairs.
+
+Nothing is interpreted here beyond the package's own layout; ``catalogue`` turns the words into nouns. Every source says its
+licence and its style, because the split between training and test pictures goes by object word and by style.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from html import unescape
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One picture as its package has it.
+
+    ``texts`` are candidate names, the most trusted first; ``hints`` are keywords used only when no text names a thing.
+    """
+
+    path: Path
+    key: str  # stable within the source: the member path
+    texts: tuple[str, ...]
+    hints: tuple[str, ...] = ()
+    style: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package with named pictures. ``trees`` are the extracted packages it reads, the first holds the pictures."""
+
+    name: str
+    trees: tuple[str, ...]
+    kind: str
+    style: str
+    licence: str
+    read: Callable[[tuple[Path, ...]], Iterator[Raw]] = field(repr=False)
+
+
+# --- Tux Paint stamps -----------------------------------------------------------------------------------------------
+
+_STAMP_SKIP = ("symbols/", "town/flags", "town/roadsigns", "medical/tooth", "military/final", "people/body_parts")
+
+
+def _stamps(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    root = trees[0] / "usr/share/tuxpaint/stamps"
+    for path in sorted(root.rglob("*.png")):
+        key = path.relative_to(root).as_posix()
+        caption = path.with_suffix(".txt")
+        if key.startswith(_STAMP_SKIP) or path.stem.endswith("_mirror") or not caption.exists():
+            continue
+        text = caption.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip()
+        drawn = "cartoon" in key or key.startswith(("seasonal/halloween/grave",))
+        yield Raw(path, key, (text,), style="drawing" if drawn else "photo")
+
+
+# --- Open Clip Art ----------------------------------------------------------------------------------------------------
+
+_CLIPART_SKIP = re.compile(
+    r"(?:^|/)(?:shapes|signs_and_symbols|special|logos|buttons|flags|icons|cards|map_symbols|roadsigns|aiga-symbols|diagrams|"
+    r"smilies|stickmen|religion|connectors|decorations|chess|CD_Player|pantyhose)/|boating_rules|sailing_|knot_|geography/(?!.*(?:moon|earth|globe|saturn))"
+)
+_AUTHORS = re.compile(
+    r"(?:_|\b)(?:architett?o?|archite|architet|archi|arch|ganson|nicu|benji|jarno|juliane|leif|mateya|jean|linda|gerald|"
+    r"enrique|jonathan|dan_ger|anton|peterm|mimooh|kurt|marcelo|gabrielle|jon_phil|ryan|geral|susan|dave_pena|frouke|costea|"
+    r"tanguy|lumen|nicolas|sergio|philippe|uliphant|yemu|erik|brice|mo_\d|mo\d|jurgen|francesco|dirk|astrid|karl|loic|matthew|petri|tobias)(?:_.*)?$"
+)
+
+
+def _clipart(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    root = trees[0] / "usr/share/openclipart/png"
+    meta_root = trees[1] / "usr/share/openclipart/svg"
+    seen: set[str] = set()
+    for path in sorted(root.rglob("*.png"), key=lambda p: (-len(p.parts), p.as_posix())):
+        key = path.relative_to(root).as_posix()
+        if _CLIPART_SKIP.search("/" + key) or path.name in seen:
+            continue
+        seen.add(path.name)
+        title, words = _svg_words(meta_root / Path(key).with_suffix(".svg"))
+        stem = _AUTHORS.sub("", re.sub(r"[_ ](?:\d+|[a-z]|bw)?$", "", path.stem))
+        stem = re.sub(r"[\d_]+", " ", stem)
+        title = re.sub(r"^Clipart by [^-]+-\s*|Etiquette Icons|Part of the .*|R16 sib\w+|AIGA.*|Lemon SVG.*", "", title)
+        yield Raw(path, key, (stem, title), hints=tuple(words), style="drawing" if re.search(r"bw|b_w|contour|outline|silh", path.stem) else None)
+
+
+def _svg_words(path: Path) -> tuple[str, list[str]]:
+    if not path.exists():
+        return "", []
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8", "replace")
+    block = re.search(r"<metadata.*?</metadata>", text, re.DOTALL)
+    meta = block.group(0) if block else ""
+    title = re.search(r"<dc:title>(.*?)</dc:title>", meta, re.DOTALL)
+    words = [unescape(w).strip() for w in re.findall(r"<rdf:li>(.*?)</rdf:li>", meta, re.DOTALL)]
+    return (unescape(title.group(1)).strip() if title else ""), [w for w in words if w and w != "hash"]
+
+
+# --- emoji ------------------------------------------------------------------------------------------------------------
+
+_EMOJI_GROUPS = ("people-body", "animals-nature", "food-drink", "travel-places", "activities", "objects")
+_EMOJI_SUBGROUP_SKIP = re.compile(
+    r"hand-|^hands$|person-gesture|person-symbol|person-fantasy|place-map|place-religious|^time$|event|game$|hotel|body-parts|emotion|sound|other-object|award"
+)
+_EMOJI_KEEP = re.compile(r"clock|watch|church|mosque|balloon|Christmas tree|jack-o|gift|teddy|kite|yo-yo|puzzle|die$|Santa|fairy|mermaid|fireworks|trophy|coffin|luggage|^ear$|^nose$|^eye$|^leg$|^foot$|tooth|bone")
+
+
+def emoji_names(openmoji: Path) -> dict[str, tuple[str, str, list[str]]]:
+    """Hex code point sequence in lower case ("1f34e") -> (annotation, subgroup, tags); skin tones and flags left out."""
+    rows = json.loads((openmoji / "data/openmoji.json").read_text(encoding="utf-8"))
+    table = {}
+    for row in rows:
+        group, sub = row["group"], row["subgroups"]
+        if row["skintone"] or not group.startswith((*_EMOJI_GROUPS, "extras-openmoji")):
+            continue
+        if group.startswith("extras") and sub not in {"animals-nature", "food-drink", "gardening", "healthcare", "objects", "people", "technology", "travel-places"}:
+            continue
+        if _EMOJI_SUBGROUP_SKIP.search(sub) and not _EMOJI_KEEP.search(row["annotation"]):
+            continue
+        tags = [t.strip() for t in f"{row['tags']},{row['openmoji_tags']}".split(",") if t.strip()]
+        table[row["hexcode"].lower()] = (row["annotation"], sub, tags)
+    return table
+
+
+def _emoji(root: Path, names: dict[str, tuple[str, str, list[str]]], pattern: str, code: Callable[[Path], str]) -> Iterator[Raw]:
+    bare = {re.sub(r"-fe0f", "", k): v for k, v in names.items()}
+    for path in sorted(root.glob(pattern)):
+        found = bare.get(re.sub(r"-fe0f", "", code(path)))
+        if found:
+            yield Raw(path, path.relative_to(root).as_posix(), (found[0],), hints=tuple(found[2]))
+
+
+def _openmoji(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    yield from _emoji(trees[0], emoji_names(trees[0]), "color/svg/*.svg", lambda p: p.stem.lower())
+
+
+def _fluent_3d(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    yield from _emoji(trees[0], emoji_names(trees[1]), "assets/*.webp", lambda p: p.stem.lower())
+
+
+SOURCES: tuple[Source, ...] = (
+    Source("tuxpaint-stamps", ("deb/tuxpaint-stamps-default",), "cutout", "photo", "GPL-2+ and public domain", _stamps),
+    Source("openclipart", ("deb/openclipart-png", "deb/openclipart-svg"), "clipart", "clipart", "public domain", _clipart),
+    Source("openmoji", ("npm/openmoji",), "emoji", "emoji-flat", "CC-BY-SA-4.0", _openmoji),
+    Source("fluent-3d", ("npm/@lobehub/fluent-emoji-3d", "npm/openmoji"), "emoji", "emoji-3d", "MIT", _fluent_3d),
+)
