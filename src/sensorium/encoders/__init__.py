@@ -21,10 +21,17 @@ def _efficientnet_lite(variant: int) -> Callable[..., Encoder]:
     return make
 
 
+def _linear_patches(weights: Path, **options: Any) -> Encoder:
+    from sensorium.encoders.linear_patches import LinearPatches
+
+    return LinearPatches(weights, **options)
+
+
 _KINDS: dict[str, Callable[..., Encoder]] = {
     "efficientnet-lite0": _efficientnet_lite(0),
     "efficientnet-lite1": _efficientnet_lite(1),
     "efficientnet-lite2": _efficientnet_lite(2),
+    "linear-patches": _linear_patches,
 }
 
 

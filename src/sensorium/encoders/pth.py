@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import stat
 import struct
 import zipfile
 from collections.abc import Callable
@@ -27,8 +28,8 @@ from sensorium.errors import SensoriumError
 MAX_FILE_BYTES = 1 << 30
 """Larger files are refused; the encoders this reader serves are below 100 MB."""
 
-MAX_INSTRUCTIONS = 4_000_000
-"""Pickle instructions per file: a tensor takes about 40, and one instruction can build an object of 100 bytes."""
+MAX_INSTRUCTIONS = 1_000_000
+"""Per pickle. A tensor takes about 40; each instruction can make an object of some 100 bytes out of one byte."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -105,14 +106,16 @@ def file_sha256(path: Path | str) -> str:
 
 def _read(path: Path | str) -> bytes:
     try:
-        with Path(path).open("rb") as file:
-            # One byte more than accepted: also bounds what a device or a growing file gives.
-            data = file.read(MAX_FILE_BYTES + 1)
+        status = Path(path).stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait, reading a device never end
+            raise SensoriumError(f"The weights {path} are no file; give a .pth file.")
+        if size <= MAX_FILE_BYTES:
+            with Path(path).open("rb") as file:
+                return file.read(size)
     except OSError as error:
         raise SensoriumError(f"Cannot read the weights file {path}: {error.strerror or error}.") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise SensoriumError(f"The weights file {path} is larger than the {MAX_FILE_BYTES} bytes that are accepted.")
-    return data
+    raise SensoriumError(f"The weights file {path} has {size} bytes, more than {MAX_FILE_BYTES}; give a smaller model.")
 
 
 # --- containers ---------------------------------------------------------------------------------------------------
@@ -123,10 +126,10 @@ def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
     at = 0
     parts: list[Any] = []
     for index in range(5):
+        if index == 0 and not _starts_with_magic(data):
+            raise _Bad("it does not start as a PyTorch file does")
         value, at = _Machine(data, at).run()
         parts.append(value)
-        if index == 0 and value != _MAGIC:
-            raise _Bad("it does not start as a PyTorch file does")
         if index == 1 and value != _PROTOCOL:
             raise _Bad(f"its legacy protocol is {value!r}, not {_PROTOCOL}")
     system, obj, keys = parts[2:]
@@ -149,6 +152,14 @@ def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
         storages[key] = _items(memoryview(data)[at + 8 :], refs[key])
         at += 8 + numel * _DTYPES[refs[key].kind].itemsize
     return _tensors(obj, storages)
+
+
+def _starts_with_magic(data: bytes) -> bool:
+    try:
+        value, _ = _Machine(data, 0).run()
+    except _Bad:
+        return False
+    return bool(value == _MAGIC)
 
 
 def _read_zip(data: bytes) -> dict[str, np.ndarray]:
