@@ -89,8 +89,12 @@ class Part:
                 )
         if not self.sha256 and kind != "file":
             raise SensoriumError(f"{self.source} has no sha256; write the digest of its archive beside it.")
-        if (kind == "hf" and any(character in self.file for character in "*?[")) or (not self.file and kind != "file"):
+        if not self.file and kind != "file":
+            raise SensoriumError(f"{self.source} must name the file that is wanted from its archive.")
+        if kind == "hf" and (any(mark in self.file for mark in "*?[") or ".." in self.file.split("/")):
             raise SensoriumError(f"{self.source} must name exactly one file, not {self.file!r}.")
+        if kind == "file" and self.file and not self.sha256:
+            raise SensoriumError(f"{self.source} is read as an archive, so it needs the sha256 of that archive.")
 
     @property
     def parsed(self) -> Source:
