@@ -24,12 +24,11 @@ from sensorium.errors import SensoriumError
 
 __all__ = ["GGUF", "BackboneSpec", "TensorInfo", "spec_from_gguf"]
 
-# Limits far above any real model (the largest vocabularies have 300,000 tokens, the largest models a few thousand
-# tensors) and low enough that a hostile header costs neither minutes nor gigabytes.
-MAX_HEADER_BYTES = 256 << 20
+# Limits far above any real model (the largest vocabularies have 300,000 tokens and 600,000 merges, the largest models a
+# few thousand tensors) and low enough that a hostile header costs neither minutes nor gigabytes.
+MAX_HEADER_BYTES = 64 << 20
 MAX_ENTRIES = 1 << 16
-MAX_ARRAY_ITEMS = 1 << 22
-MAX_NESTING = 2
+MAX_STRINGS = 1 << 21
 MAX_NAME_BYTES = 4096
 MAX_DIMS = 4
 
@@ -61,6 +60,9 @@ class GGUF:
         self.path = Path(path)
         self._fingerprint: str | None = None
         try:
+            # A named pipe would block for ever, and a device has no size.
+            if self.path.exists() and not self.path.is_file():
+                raise self._error("is not a regular file; give the path of a .gguf file")
             with self.path.open("rb") as file:
                 size = file.seek(0, 2)
                 if size < 24:
@@ -71,7 +73,7 @@ class GGUF:
         try:
             self._read_header()
         except BaseException:
-            self._map.close()
+            self.close()
             raise
 
     # -- public -------------------------------------------------------------------------------------------------
@@ -82,7 +84,10 @@ class GGUF:
         if not info.kind.readable:
             raise self._error(f"stores {name} as {info.type}, which cannot be decoded here; use a Q8_0 or Q4_K file")
         raw = np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
-        return dequantize(raw, info.kind).reshape(info.shape)
+        try:
+            return dequantize(raw, info.kind).reshape(info.shape)
+        except MemoryError:
+            raise self._error(f"needs more memory for {name} than this machine has; choose a smaller model") from None
 
     def raw(self, name: str) -> np.ndarray:
         """The tensor's packed bytes as a new uint8 array [..., bytes per row] (for repacking without loss)."""
@@ -95,15 +100,21 @@ class GGUF:
         """sha256 of the whole file, in hexadecimal; computed once, in streaming fashion (0.1-0.3 s per 100 MB)."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
-            with self.path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
+            # The mapped bytes, not the path again: what is hashed is what is loaded.
+            with memoryview(self._map) as view:
+                for start in range(0, len(view), 1 << 20):
+                    with view[start : start + (1 << 20)] as piece:
+                        digest.update(piece)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def close(self) -> None:
         """Unmaps the file; arrays already loaded stay valid, further loads fail."""
-        self._map.close()
+        try:
+            self._map.close()
+        except BufferError:
+            # A traceback still holds an array over the map; the map goes when that does.
+            pass
 
     def __enter__(self) -> GGUF:
         return self
@@ -125,7 +136,7 @@ class GGUF:
 
     def _read_header(self) -> None:
         self._limit = min(len(self._map), MAX_HEADER_BYTES)
-        self._items_left = MAX_ARRAY_ITEMS
+        self._strings_left = MAX_STRINGS
         magic, version = self._map[:4], struct.unpack_from("<I", self._map, 4)[0]
         if magic != b"GGUF":
             raise self._error(f"does not start with GGUF but with {magic!r}; give a .gguf file")
@@ -142,11 +153,12 @@ class GGUF:
             key = self._name("metadata key")
             if key in self.metadata:
                 raise self._error(f"holds the metadata key {key!r} twice; it is damaged")
-            self.metadata[key] = self._value(self._number("<I"), 0)
-        if self.metadata.get("split.count", 0) not in (0, 1):
+            self.metadata[key] = self._value(self._number("<I"))
+        split = self.metadata.get("split.count")
+        if isinstance(split, int) and split > 1:
             raise self._error("is one piece of a split model; merge the pieces with llama-gguf-split first")
         alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
+        if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
             raise self._error(f"gives {alignment!r} as its alignment, which is no power of two; it is damaged")
         table = [self._tensor_entry() for _ in range(tensor_count)]
         start = -(-self._at // alignment) * alignment
@@ -193,7 +205,7 @@ class GGUF:
         except UnicodeDecodeError:
             raise self._error(f"has a {what} that is not UTF-8; it is damaged") from None
 
-    def _value(self, code: int, depth: int) -> Any:
+    def _value(self, code: int) -> Any:
         if code in _SCALARS:
             return self._number(_SCALARS[code])
         if code == _BOOL:
@@ -201,16 +213,11 @@ class GGUF:
         if code == _STRING:
             return self._text()
         if code == _ARRAY:
-            return self._array(depth)
+            return self._array()
         raise self._error(f"has a metadata value of the unknown type {code}; it is damaged or too new")
 
-    def _array(self, depth: int) -> Any:
-        if depth >= MAX_NESTING:
-            raise self._error("nests metadata arrays too deeply; it is damaged")
+    def _array(self) -> Any:
         code, count = self._number("<I"), self._number("<Q")
-        if count > self._items_left:
-            raise self._error(f"claims a metadata array of {count} items; it is damaged")
-        self._items_left -= count
         if code in _SCALARS or code == _BOOL:
             dtype = np.dtype("?" if code == _BOOL else _SCALARS[code])
             start = self._take(count * dtype.itemsize)
@@ -218,10 +225,14 @@ class GGUF:
             return values != 0 if code == _BOOL else values.copy()
         if code == _STRING:
             return self._texts(count)
-        return [self._value(code, depth + 1) for _ in range(count)]
+        # Arrays of arrays are legal on paper; no model has them and llama.cpp does not read them either.
+        raise self._error(f"has a metadata array of the type {code}, which is unknown or nested; it is damaged")
 
     def _texts(self, count: int) -> list[str]:
         # A vocabulary has 50,000-300,000 strings: this loop is the header's cost, so it repeats `_text` inline.
+        if count > self._strings_left:
+            raise self._error(f"claims a list of {count} strings; it is damaged")
+        self._strings_left -= count
         view, at, limit, texts = self._map, self._at, self._limit, []
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):

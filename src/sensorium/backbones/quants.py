@@ -209,7 +209,7 @@ TYPES: dict[int, QuantType] = {
 BY_NAME: dict[str, QuantType] = {kind.name: kind for kind in TYPES.values()}
 
 # Values decoded at a time: the working set (packed bytes, float32 output, temporaries) stays in the L2 cache.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 
 
 def dequantize(raw: Bytes, kind: QuantType) -> Floats:

@@ -69,7 +69,7 @@ def spec_from_gguf(gguf: GGUF, fingerprint: str | None = None) -> BackboneSpec:
     shapes contradict the fields.
     """
     arch = gguf.metadata.get("general.architecture")
-    if arch not in ARCHITECTURES:
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
         raise SensoriumError(
             f"The model file {gguf.path} holds the architecture {arch!r}; supported are {', '.join(ARCHITECTURES)}."
         )
@@ -82,6 +82,9 @@ def spec_from_gguf(gguf: GGUF, fingerprint: str | None = None) -> BackboneSpec:
     if embedding is None or len(embedding.shape) != 2 or embedding.shape[1] != dim:
         raise fields.error("has no embedding matrix of the width that its metadata gives")
     vocab = embedding.shape[0]
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) != vocab:
+        raise fields.error(f"has {len(tokens)} tokens and {vocab} embeddings")
     if heads % kv_heads or head_dim % 2:
         raise fields.error(f"has {heads} heads of width {head_dim} over {kv_heads} key heads, which cannot be")
     if fields.count("attention.value_length", head_dim) != head_dim:
@@ -145,14 +148,16 @@ def template_kind(template: Any) -> str:
 def token_id(gguf: GGUF, role: str, vocab: int) -> int | None:
     """The id that the metadata gives to a role ("bos", "eos", "padding", "unknown"), or None."""
     value = gguf.metadata.get(f"tokenizer.ggml.{role}_token_id")
-    return value if isinstance(value, int) and 0 <= value < vocab else None
+    return value if type(value) is int and 0 <= value < vocab else None
 
 
 def end_ids(gguf: GGUF, vocab: int) -> frozenset[int]:
     """Every token after which the model is done: those that the metadata names, and the well-known control tokens."""
     named = {token_id(gguf, role, vocab) for role in ("eos", "eot", "eom")} - {None}
-    tokens, types = gguf.metadata.get("tokenizer.ggml.tokens", []), gguf.metadata.get("tokenizer.ggml.token_type", [])
-    known = {i for i, (text, kind) in enumerate(zip(tokens, types)) if kind == _CONTROL and text in _END_TOKENS}
+    tokens, kinds = gguf.metadata.get("tokenizer.ggml.tokens"), gguf.metadata.get("tokenizer.ggml.token_type")
+    known: set[int] = set()
+    if isinstance(tokens, list) and isinstance(kinds, np.ndarray) and len(kinds) == len(tokens):
+        known = {i for i in np.flatnonzero(kinds == _CONTROL).tolist() if tokens[i] in _END_TOKENS}
     return frozenset(i for i in named | known if i is not None)
 
 
@@ -167,15 +172,16 @@ class _Fields:
 
     def count(self, key: str, default: int | None = None) -> int:
         value = self.gguf.metadata.get(f"{self.arch}.{key}", default)
-        if isinstance(value, np.ndarray) and value.size and (value == value.flat[0]).all():
-            value = int(value.flat[0])
+        # Some converters write one value per layer; only equal ones are supported.
+        if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu" and (value == value[0]).all():
+            value = int(value[0])
         if type(value) is not int or not (0 < value < 1 << 31 or value == default):
             raise self.error(f"gives {value!r} for {self.arch}.{key}, where one positive whole number is needed")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
         value = self.gguf.metadata.get(f"{self.arch}.{key}", default)
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise self.error(f"gives {value!r} for {self.arch}.{key}, where a positive number is needed")
         return float(value)
 
