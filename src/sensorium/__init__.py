@@ -1,5 +1,60 @@
-"""Sensorium composes frozen, separately pretrained models into one multimodal assistant."""
+"""Sensorium composes frozen, separately pretrained models into one multimodal assistant.
+
+import sensorium
+model = sensorium.load("mini")
+print(model.ask("What is in this picture?", image="apple.jpg"))
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sensorium.answer import Answer, Stream
+    from sensorium.composition import Composition
+    from sensorium.errors import SensoriumError, UsageError
+    from sensorium.media import Image, load_image
+    from sensorium.model import Model, load
+    from sensorium.prompt import Message
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Answer",
+    "Composition",
+    "Image",
+    "Message",
+    "Model",
+    "SensoriumError",
+    "Stream",
+    "UsageError",
+    "load",
+    "load_image",
+]
+
+# Imported on first use: `import sensorium` and `sensorium --help` stay fast.
+_HOMES = {
+    "Answer": "sensorium.answer",
+    "Composition": "sensorium.composition",
+    "Image": "sensorium.media",
+    "Message": "sensorium.prompt",
+    "Model": "sensorium.model",
+    "SensoriumError": "sensorium.errors",
+    "Stream": "sensorium.answer",
+    "UsageError": "sensorium.errors",
+    "load": "sensorium.model",
+    "load_image": "sensorium.media",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sensorium' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -93,10 +93,11 @@ class LoraConfig(_Strict):
 
 
 class CompositionSpec(_Strict):
-    """`composition.yaml`, validated."""
+    """`composition.yaml`, validated. `licence` is that of the trained parts."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     description: str = ""
+    licence: str = ""
     backbone: BackboneConfig
     encoders: dict[Modality, EncoderConfig] = {}
     projectors: dict[Modality, ProjectorConfig] = {}
@@ -156,19 +157,18 @@ class Composition:
         """The composition of this directory, or the packaged one of this name. Raises UsageError when there is none."""
         given = str(name_or_dir)
         packaged = PACKAGED / given
-        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", given) and (packaged / FILE).is_file():
-            return cls(packaged)
         directory = Path(name_or_dir).expanduser()
         try:
-            if directory.name == FILE and directory.is_file():
+            if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", given) and (packaged / FILE).is_file():
+                return cls(packaged)
+            if directory.name == FILE:
                 directory = directory.parent
-            if directory.is_dir():
+            if given and (directory / FILE).is_file():
                 return cls(directory)
-        except (OSError, ValueError):  # a name that no file system takes, such as one with a NUL
+        except (OSError, ValueError):  # a name that no file system takes: too long, or with a NUL
             pass
-        raise UsageError(
-            f"{given!r} is no model: it is neither a directory with a {FILE} nor one of {', '.join(packaged_names())}."
-        )
+        names = f" nor one of {', '.join(packaged_names())}" if packaged_names() else ""
+        raise UsageError(f"{given[:200]!r} is no model: it is neither a directory with a {FILE}{names}.")
 
     @property
     def name(self) -> str:

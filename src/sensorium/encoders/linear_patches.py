@@ -1,7 +1,8 @@
-"""Linear patches: a picture cut into a grid of patches, each through one matrix. A control, and the encoder of the tests.
+"""Linear patches: a picture cut into a grid of patches, each through one matrix. A control, and the encoder of the
+tests.
 
-It perceives nothing but colour and rough shape, so a projector over it shows how much of a result the pretrained encoder
-accounts for. Its matrix is a `.npy` file, float32 [patch * patch * 3, dim].
+It perceives nothing but colour and rough shape, so a projector over it shows how much of a result the pretrained
+encoder accounts for. Its matrix is a `.npy` file, float32 [patch * patch * 3, dim].
 """
 
 from __future__ import annotations

@@ -1,0 +1,384 @@
+"""The command line. Each command is a thin shell over `tasks`; everything heavy is imported inside it.
+
+Standard output carries the result and nothing else; progress and errors go to standard error. An error is one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sensorium.errors import SensoriumError, UsageError
+
+if TYPE_CHECKING:
+    from sensorium.model import Model
+
+app = typer.Typer(
+    name="sensorium",
+    help="Frozen models that read and see, composed into one assistant. Runs on a laptop CPU.",
+    epilog="Every command answers to --help. Set SENSORIUM_HOME for the cache, SENSORIUM_OFFLINE=1 to forbid downloads.",
+    # Plain help: rich's panels alone would take longer to import than the 0.3 s that --help may take.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+ModelOption = Annotated[str, typer.Option("--model", metavar="NAME|DIR", help="Packaged composition or a directory.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option("--temperature", metavar="T", help="0 picks the most probable token.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Makes sampling repeatable.")]
+Show = Annotated[bool, typer.Option("--show", help="Draw the picture in a true-colour terminal.")]
+Files = Annotated[
+    list[str], typer.Argument(metavar="FILE...", help="Pictures; - is standard input.", show_default=False)
+]
+
+
+@app.command()
+def ask(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The question.", show_default=False)],
+    attach: Annotated[
+        list[str],
+        typer.Option("--attach", "-a", metavar="FILE", help="A picture, or - for standard input. Repeatable."),
+    ] = [],  # noqa: B006 (typer reads it once and never changes it)
+    model: ModelOption = "mini",
+    as_json: JsonOption = False,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    seed: Seed = None,
+    show: Show = False,
+) -> None:
+    """Answer a question, about pictures if there are any."""
+    from sensorium.tasks.ask import question
+
+    options = _sampling(max_tokens, temperature, seed)
+    question(text)  # an empty one is refused before anything loads
+    composed = _start(model, media=bool(attach))
+    pictures = [_picture(source) for source in attach]
+    messages = question(text, pictures)
+    composed.load()
+    if as_json:
+        _print_json(composed.chat(messages, **options).to_dict())
+        return
+    if show:
+        _show(pictures)
+    _stream(composed.chat(messages, stream=True, **options))
+
+
+@app.command()
+def describe(
+    files: Files,
+    model: ModelOption = "mini",
+    as_json: JsonOption = False,
+    max_tokens: MaxTokens = 96,
+    temperature: Temperature = 0.0,
+    seed: Seed = None,
+    show: Show = False,
+) -> None:
+    """Caption pictures, one line each."""
+    options = _sampling(max_tokens, temperature, seed)
+    composed = _start(model, media=True)
+    captions: dict[str, Any] = {}
+
+    def each(name: str) -> None:
+        picture = _picture(name)
+        composed.load()
+        if as_json:
+            captions[name] = composed.describe(picture, **options).to_dict()
+            return
+        if show:
+            _show([picture])
+        if len(files) > 1:
+            _write(f"{name}: ")
+        _stream(composed.describe(picture, stream=True, **options))
+
+    failed = _each_file(files, each)
+    if as_json and captions:
+        _print_json(captions[files[0]] if len(files) == 1 else {"files": captions})
+    raise typer.Exit(failed)
+
+
+@app.command()
+def classify(
+    files: Files,
+    label: Annotated[
+        list[str], typer.Option("--label", "-l", metavar="LABEL", help="A possible answer; at least two.")
+    ],
+    model: ModelOption = "mini",
+    as_json: JsonOption = False,
+) -> None:
+    """Give the probability of each label for a picture.
+
+    --json prints {"labels": [{"label", "probability"}]}, highest first; for several files {"files": {FILE: {"labels":
+    ...}}}.
+    """
+    from sensorium.tasks.classify import check_labels
+
+    labels = check_labels(label)
+    composed = _start(model, media=True)
+    results: dict[str, Any] = {}
+
+    def each(name: str) -> None:
+        picture = _picture(name)
+        composed.load()
+        found = composed.classify(picture, labels)
+        results[name] = {"labels": [{"label": text, "probability": round(p, 6)} for text, p in found]}
+        if not as_json:
+            _write((f"{name}\n" if len(files) > 1 else "") + _bars(found))
+
+    failed = _each_file(files, each)
+    if as_json and results:
+        _print_json(results[files[0]] if len(files) == 1 else {"files": results})
+    raise typer.Exit(failed)
+
+
+@app.command(short_help="List every part: source, licence, size, seam.")
+def parts(model: ModelOption = "mini", as_json: JsonOption = False) -> None:
+    """List every part: source, licence, size, fingerprint, frozen or trained, seam."""
+    from sensorium.parts import describe_parts, table
+
+    composed = _start(model, media=None).load()
+    described = describe_parts(composed)
+    if as_json:
+        _print_json(described)
+    else:
+        table(described)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="A YAML recipe, such as recipes/mini-image.yaml.", show_default=False),
+    ],
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe.")] = [],  # noqa: B006
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Continue an interrupted run.")] = None,
+) -> None:
+    """Train the projectors that a recipe describes. Needs the extra: pip install sensorium[train]."""
+    _training("sensorium.training.run", "train")(recipe, overrides=set_, resume=resume)
+
+
+@app.command()
+def features(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.", show_default=False)],
+    engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="Where to compute.")] = "local",
+) -> None:
+    """Compute and cache the frozen features of a recipe. Needs the extra: pip install sensorium[train]."""
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine is {engine!r}; use local or ray.")
+    _training("sensorium.training.run", "features")(recipe, engine=engine)
+
+
+@app.command(name="eval", short_help="Run the scorecard.")
+def evaluate(
+    suites: Annotated[list[str] | None, typer.Argument(metavar="[SUITE]...", help="Default: all.")] = None,
+    model: ModelOption = "mini",
+    as_json: JsonOption = False,
+) -> None:
+    """Run the scorecard: every row with chance, blind, shuffled, cascade, n and a 95 % interval."""
+    from sensorium.evaluation.run import evaluate as run_suites
+
+    result = run_suites(suites or [], model=model)
+    if as_json:
+        _print_json(result)
+
+
+@app.command(short_help="Run the benchmarks, each beside its peer.")
+def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all.")] = None) -> None:
+    """Run the scripts in benchmarks/, each beside its peer. Needs a source checkout."""
+    import subprocess
+
+    directory = Path(__file__).parents[2] / "benchmarks"
+    known = {path.stem: path for path in sorted(directory.glob("*.py")) if not path.stem.startswith("_")}
+    if not known:
+        raise SensoriumError("The benchmarks stand in a source checkout, and this is an installed package; clone it.")
+    for name in names or known:
+        if name not in known:
+            raise UsageError(f"benchmark {name!r} is unknown; known benchmarks: {', '.join(known)}.")
+        if subprocess.run([sys.executable, str(known[name])], check=False).returncode:
+            raise SensoriumError(f"The benchmark {name} failed; its output above says why.")
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Frozen models that read and see, composed into one assistant. Runs on a laptop CPU."""
+    if version:
+        from sensorium import __version__
+
+        _write(f"sensorium {__version__}\n")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        _write(context.get_help() + "\n")
+        raise typer.Exit(2)
+
+
+# What commands share --------------------------------------------------------------------------------------------------
+
+
+def _sampling(max_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
+    """Sampling options, checked before anything loads."""
+    from sensorium.backbones.engine import SamplingParams
+
+    chosen = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    SamplingParams(**chosen, stop_ids=frozenset())
+    return chosen
+
+
+def _start(name: str, media: bool | None) -> Model:
+    """Begin to load a model in the background; `load()` on it waits and checks the seams."""
+    from sensorium.composition import Composition
+    from sensorium.model import Model
+
+    return Model(Composition.find(name)).start(media=media)
+
+
+def _picture(source: str) -> Any:
+    from sensorium.media import load_image
+    from sensorium.prompt import refuse_remote
+
+    if source == "-":
+        if sys.stdin.isatty():
+            raise UsageError("- reads a picture from standard input, which is this terminal; pipe a file into it.")
+        return load_image(sys.stdin.buffer)
+    refuse_remote(source)
+    return load_image(source)
+
+
+def _each_file(files: list[str], work: Any) -> int:
+    """Do `work` for each file; a failing one is reported and the others go on. The exit code: 1 if any failed."""
+    if files.count("-") > 1:
+        raise UsageError("- stands twice, but standard input can be read once.")
+    failed = 0
+    for name in files:
+        try:
+            work(name)
+        except UsageError:
+            raise
+        except SensoriumError as error:
+            _complain(str(error))
+            failed = 1
+    return failed
+
+
+def _stream(pieces: Any) -> None:
+    for piece in pieces:
+        _write(piece)
+    _write("\n")
+
+
+def _write(text: str) -> None:
+    if sys.stdout.isatty():  # a model must not be able to drive the terminal
+        text = "".join(c for c in text if (c >= " " and c != "\x7f" and not "\x80" <= c <= "\x9f") or c in "\n\t")
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _show(pictures: list[Any]) -> None:
+    from sensorium.preview import can_show, half_blocks
+
+    if can_show():
+        for picture in pictures:
+            sys.stdout.write(half_blocks(picture.pixels) + "\n")
+
+
+def _bars(found: list[tuple[str, float]], width: int = 30) -> str:
+    longest = max(len(text) for text, _ in found)
+    return "".join(f"{text:<{longest}}  {p:6.1%}  {'█' * round(p * width)}\n" for text, p in found)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def _training(module: str, name: str) -> Any:
+    """A function of the training half, or one sentence when its extra is not installed."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise SensoriumError(
+            f"`sensorium {name}` needs PyTorch, which is not installed; run: pip install sensorium[train]"
+        )
+    return getattr(import_module(module), name)
+
+
+# The frame around every command ---------------------------------------------------------------------------------------
+
+# typer carries its own click or needs the real one, depending on its version; either way these are its base errors.
+_ClickError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code: 0 done, 1 the work failed, 2 the call is wrong, 130
+    interrupted."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone, as in `sensorium ask ... | head -1`
+        _silence_stdout()
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    if threading.active_count() > 1:
+        # A part is still loading in a thread. Tearing the interpreter down under native code can abort, so leave at
+        # once.
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = app(arguments, prog_name="sensorium", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except SensoriumError as error:
+        _complain(str(error))
+        return error.exit_code
+    except _ClickError as error:
+        return _bad_call(error)
+    except BrokenPipeError:
+        raise
+    except MemoryError:
+        _complain("The machine ran out of memory; close other programs, or use a smaller picture or model.")
+        return 1
+    except Exception as error:
+        if os.environ.get("SENSORIUM_DEBUG"):
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        _complain(f"Something unforeseen went wrong ({type(error).__name__}: {reason}); SENSORIUM_DEBUG=1 shows where.")
+        return 1
+
+
+def _bad_call(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    message = error.format_message().strip().rstrip(".")
+    command = context.command_path if context else "sensorium"
+    _complain(f"{message}; see `{command} --help`.")
+    return 2
+
+
+def _complain(sentence: str) -> None:
+    try:
+        sys.stderr.write(f"sensorium: {sentence}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass
+
+
+def _silence_stdout() -> None:
+    """Keep the interpreter from complaining about the closed pipe when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,209 @@
+"""The parts of a composition, each loaded when first needed and never twice, or ahead of time in threads.
+
+Loading is what a cold start consists of, so two things matter here. Parts load side by side (ONNX Runtime releases the
+GIL while it prepares a graph), and what is derived from frozen files (shapes, fingerprints, quantised graphs) is kept
+in the
+cache: a conversation without pictures never opens the encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from sensorium import __version__, hub, seams
+from sensorium.composition import Composition, file_sha256
+
+if TYPE_CHECKING:
+    from sensorium.backbones.engine import Engine
+    from sensorium.backbones.spec import BackboneSpec
+    from sensorium.backbones.tokenizer import Tokenizer
+    from sensorium.encoders.base import Encoder, FeatureSpec
+    from sensorium.projectors.runtime import Projector
+
+T = TypeVar("T")
+
+
+class Lazy(Generic[T]):
+    """A value that is made once, on the first `get` or in a thread after `start`. An exception is kept and raised
+    again."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._value: T
+        self._error: BaseException | None = None
+        self._done = False
+
+    def start(self) -> None:
+        """Begin making the value in a thread."""
+        if not self._done:
+            threading.Thread(target=self._run, daemon=True).start()
+
+    def get(self) -> T:
+        """The value; waits for it or makes it."""
+        if not self._done:
+            self._run()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _run(self) -> None:
+        with self._lock:
+            if self._done:
+                return
+            try:
+                self._value = self._make()
+            except Exception as error:
+                self._error = error
+            self._done = True
+
+
+class Parts:
+    """Lazily loaded parts of one composition.
+
+    Attributes:
+        backbone, tokenizer: the LLM's facts and its tokenizer.
+        bare, media: engines of the LLM as published, and with the composition's LoRA merged in. Without a LoRA they are
+            the same engine.
+        features, encoders, projectors: by modality.
+    """
+
+    def __init__(self, composition: Composition, threads: int | None = None, progress: bool = True) -> None:
+        self.composition, self.threads, self.progress = composition, threads, progress
+        spec = composition.spec
+        self.backbone: Lazy[BackboneSpec] = Lazy(self._backbone)
+        self.tokenizer: Lazy[Tokenizer] = Lazy(self._tokenizer)
+        self.bare: Lazy[Engine] = Lazy(lambda: self._engine(None))
+        lora = spec.lora
+        self.media: Lazy[Engine] = Lazy(lambda: self._engine(composition.file(lora.weights))) if lora else self.bare
+        self.features: dict[str, Lazy[FeatureSpec]] = {m: _bind(self._features, m) for m in spec.encoders}
+        self.encoders: dict[str, Lazy[Encoder]] = {m: _bind(self._encoder, m) for m in spec.encoders}
+        self.projectors: dict[str, Lazy[Projector]] = {m: _bind(self._projector, m) for m in spec.projectors}
+
+    def fetch(self) -> None:
+        """Fetch every frozen part, one after the other, so that progress bars do not mix."""
+        for keys in [("backbone",), *(("encoders", name) for name in self.composition.spec.encoders)]:
+            hub.fetch(self.composition.part(*keys), progress=self.progress)
+
+    def start(self, *, media: bool) -> None:
+        """Begin to load what a conversation with or without media needs, in threads."""
+        llm = self.media if media else self.bare
+        ahead: list[Lazy[Any]] = [llm, self.tokenizer]
+        if media:
+            ahead += [*self.encoders.values(), *self.projectors.values()]
+        for part in ahead:
+            part.start()
+
+    def check(self) -> None:
+        """Check every seam and digest. Raises SensoriumError or UsageError with one sentence."""
+        composition = self.composition
+        backbone = self.backbone.get()
+        seams.check_backbone(composition, backbone)
+        composition.check_files()
+        seams.check_lora(composition, backbone)
+        for modality, projector in composition.spec.projectors.items():
+            features = self.features[projector.encoder].get()
+            seams.check_fingerprint(composition, seams.part_name(projector.encoder), features.fingerprint)
+            seams.check_projector(composition, modality, features, self.projectors[modality].get(), backbone)
+
+    # How each part is made --------------------------------------------------------------------------------------------
+
+    def _path(self, *keys: str) -> Path:
+        return hub.fetch(self.composition.part(*keys), progress=self.progress)
+
+    def _backbone(self) -> BackboneSpec:
+        from sensorium.backbones.gguf import GGUF
+        from sensorium.backbones.spec import BackboneSpec, spec_from_gguf
+
+        def read() -> dict[str, Any]:
+            with GGUF(self._path("backbone")) as gguf:
+                facts = asdict(spec_from_gguf(gguf))
+            return {**facts, "eos_ids": sorted(facts["eos_ids"])}
+
+        facts = remembered(["backbone", self.composition.identity("backbone")], read)
+        return BackboneSpec(**{**facts, "eos_ids": frozenset(facts["eos_ids"])})
+
+    def _tokenizer(self) -> Tokenizer:
+        from sensorium.backbones.gguf import GGUF
+        from sensorium.backbones.tokenizer import Tokenizer
+
+        with GGUF(self._path("backbone")) as gguf:
+            return Tokenizer.from_gguf(gguf)
+
+    def _engine(self, lora: Path | None) -> Engine:
+        from sensorium.backbones.engine import Engine
+
+        return Engine(self._graph(lora), threads=self.threads)
+
+    def _graph(self, lora: Path | None) -> Path:
+        """The directory of the quantised graph, written on first use (seconds)."""
+        quantization = self.composition.spec.backbone.quantization
+        names = [self.composition.identity("backbone"), quantization, file_sha256(lora) if lora else "bare"]
+        directory = hub.cache_dir("graphs") / digest(names)
+        if not directory.is_dir():
+            from sensorium.backbones.gguf import GGUF
+            from sensorium.backbones.onnx_graph import build
+
+            with hub.file_lock(directory):
+                if not directory.is_dir():
+                    self._say(f"Preparing the language model{' with its LoRA' if lora else ''} (once) ...")
+                    with hub.atomic_dir(directory) as scratch, GGUF(self._path("backbone")) as gguf:
+                        build(gguf, scratch, quantization=quantization, lora=lora)
+        return directory
+
+    def _encoder(self, modality: str) -> Encoder:
+        from sensorium import encoders
+
+        declared = self.composition.spec.encoders[modality]  # type: ignore[index]
+        options = {"threads": self.threads, **declared.options}
+        return encoders.create(declared.kind, self._path("encoders", modality), **options)
+
+    def _features(self, modality: str) -> FeatureSpec:
+        from sensorium.encoders.base import FeatureSpec, Grid, Sequence
+
+        def read() -> dict[str, Any]:
+            spec = self.encoders[modality].get().spec
+            grid = [spec.layout.h, spec.layout.w] if isinstance(spec.layout, Grid) else None
+            return {"dim": spec.dim, "grid": grid, "rate_hz": spec.rate_hz, "fingerprint": spec.fingerprint}
+
+        declared = self.composition.spec.encoders[modality]  # type: ignore[index]
+        identity = self.composition.identity("encoders", modality)
+        facts = remembered(["encoder", declared.kind, json.dumps(declared.options, sort_keys=True), identity], read)
+        layout = Grid(*facts["grid"]) if facts["grid"] else Sequence()
+        return FeatureSpec(facts["dim"], layout, facts["rate_hz"], facts["fingerprint"])
+
+    def _projector(self, modality: str) -> Projector:
+        from sensorium.projectors.runtime import Projector
+
+        return Projector(self.composition.file(self.composition.spec.projectors[modality].onnx), self.threads)  # type: ignore[index]
+
+    def _say(self, text: str) -> None:
+        if self.progress:
+            sys.stderr.write(text + "\n")
+
+
+def digest(names: list[str]) -> str:
+    """A short, stable name of a cache entry that depends on all of `names` and on this version of the package."""
+    return hashlib.sha256("\0".join([__version__, *names]).encode()).hexdigest()[:32]
+
+
+def remembered(names: list[str], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A small JSON object that depends on `names` alone, from the cache, or read and kept there."""
+    path = hub.cache_dir("facts") / f"{digest(names)}.json"
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        facts = read()
+        with hub.atomic_write(path, "w") as file:
+            json.dump(facts, file)
+        return facts
+
+
+def _bind(make: Callable[[str], T], modality: str) -> Lazy[T]:
+    return Lazy(lambda: make(modality))

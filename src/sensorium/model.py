@@ -1,0 +1,296 @@
+"""The composed model: messages -> embeddings -> tokens -> text. The heart of Sensorium.
+
+    messages --prompt.render--> spans --encoder, projector--> segments --engine--> tokens --detokeniser--> pieces of
+    text
+
+A conversation without media runs the backbone as published, bit for bit. One that holds media runs the same backbone
+with the composition's LoRA merged in, where it has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from sensorium.answer import Answer, StopText, Stream, Timings, TokenLogprob, Usage
+from sensorium.composition import Composition
+from sensorium.errors import SensoriumError, UsageError
+from sensorium.loading import Parts
+from sensorium.media import Image, load_image
+from sensorium.prompt import Message, Rendered, parse_messages, render
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sensorium.backbones.engine import Engine, SamplingParams, Segment
+
+Messages = str | Iterable[Message | Mapping[str, Any]]
+
+REMEMBERED_PICTURES = 64
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of a picture: projected embeddings float32 [tokens, dim], pooled features float32 [feature dim]."""
+
+    embeds: np.ndarray
+    pooled: np.ndarray
+    key: str
+
+
+@dataclass
+class Prepared:
+    """A conversation ready for the engine."""
+
+    rendered: Rendered
+    segments: list[Segment]
+    engine: Engine
+    encode_s: float
+
+
+class Model:
+    """A composition that runs.
+
+    Args:
+        composition: what to run; see `sensorium.load`.
+        threads: threads of each part, `None` for one per physical core.
+        progress: whether downloads and preparations are reported on standard error.
+
+    Raises:
+        SensoriumError: parts do not fit each other, are damaged or cannot be fetched; one sentence says which.
+    """
+
+    def __init__(self, composition: Composition, threads: int | None = None, progress: bool = True) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads={threads} cannot be; give 1 or more.")
+        self.composition = composition
+        self.parts = Parts(composition, threads, progress)
+        self._seen: OrderedDict[str, Seen] = OrderedDict()
+        self._lock = threading.Lock()
+        self._started: float | None = None
+        self._loaded = False
+        self._load_s = 0.0
+
+    @property
+    def name(self) -> str:
+        """The composition's name."""
+        return self.composition.name
+
+    def start(self, *, media: bool | None = None) -> Model:
+        """Fetch the parts, and begin to load in threads what a conversation with (True) or without (False) media
+        needs."""
+        self._started = self._started or time.perf_counter()
+        self.parts.fetch()
+        if media is not None:
+            self.parts.start(media=media)
+        return self
+
+    def load(self) -> Model:
+        """Check every seam and digest, once. Raises SensoriumError or UsageError with one sentence."""
+        if not self._loaded:
+            self.start()
+            self.parts.check()
+            self._loaded = True
+            self._load_s = time.perf_counter() - (self._started or 0.0)
+        return self
+
+    # Conversations ----------------------------------------------------------------------------------------------------
+
+    @overload
+    def chat(self, messages: Messages, *, stream: Literal[False] = False, **options: Any) -> Answer: ...
+    @overload
+    def chat(self, messages: Messages, *, stream: Literal[True], **options: Any) -> Stream: ...
+    @overload
+    def chat(self, messages: Messages, *, stream: bool, **options: Any) -> Answer | Stream: ...
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        stream: bool = False,
+        stop: str | Sequence[str] = (),
+        cancel: threading.Event | None = None,
+        **sampling: Any,
+    ) -> Answer | Stream:
+        """Continue a conversation.
+
+        Args:
+            messages: a text, `Message`s or OpenAI-style dicts (`prompt.parse_messages`).
+            stream: give a `Stream` of text pieces instead of the whole `Answer`.
+            stop: strings that end the answer; they are not part of it.
+            cancel: set it from another thread to end the answer early.
+            **sampling: fields of `backbones.engine.SamplingParams`: max_tokens, temperature (0 = greedy), top_k, top_p,
+                min_p, repetition_penalty, seed, logprobs.
+
+        Raises:
+            UsageError: the messages or options are malformed, or the conversation is longer than the backbone's
+                context.
+            SensoriumError: a picture cannot be read.
+        """
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if not all(isinstance(s, str) and s for s in stops):
+            raise UsageError("stop strings must be texts of at least one character.")
+        params = self._params(sampling)
+        prepared = self.prepare(parse_messages(messages))
+        pieces = Stream(self._generate(prepared, params, stops, cancel))
+        return pieces if stream else pieces.answer
+
+    def ask(self, text: str, image: Any = None, images: Sequence[Any] = (), **options: Any) -> Any:
+        """Answer one question, about pictures if there are any.
+
+        Args:
+            text: the question.
+            image, images: paths, bytes, PIL images, uint8 arrays [H, W, 3] or `sensorium.Image`.
+            **options: as for `chat`; `stream=True` gives a `Stream`, else an `Answer`.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise UsageError("the question is empty; write what you want to know.")
+        pictures = ([] if image is None else [image]) + list(images)
+        return self.chat([Message("user", [*map(load_image, pictures), text])], **options)
+
+    def describe(self, image: Any, **options: Any) -> Any:
+        """A caption of one picture; see `tasks.describe`."""
+        from sensorium.tasks.describe import describe
+
+        return describe(self, image, **options)
+
+    def classify(self, image: Any, labels: Sequence[str], **options: Any) -> list[tuple[str, float]]:
+        """Probabilities of labels, highest first, that sum to 1; see `tasks.classify`."""
+        from sensorium.tasks.classify import classify
+
+        return classify(self, image, labels, **options)
+
+    def embed(self, image: Any) -> np.ndarray:
+        """The encoder's features of one picture, averaged over the picture and L2-normalised: float32 [feature dim]."""
+        pooled = self.see(load_image(image)).pooled
+        return pooled / max(float(np.linalg.norm(pooled)), 1e-12)
+
+    # The path from messages to tokens ---------------------------------------------------------------------------------
+
+    def prepare(self, messages: Sequence[Message]) -> Prepared:
+        """Lay out a conversation, encode its pictures and choose the engine."""
+        from sensorium.backbones.engine import Segment
+
+        media = any(message.media for message in messages)
+        if media and not self.composition.spec.projectors:
+            raise UsageError(f"the model {self.name!r} takes text only, and the conversation holds a picture.")
+        started = time.perf_counter()
+        self.parts.start(media=media)
+        engine = (self.parts.media if media else self.parts.bare).get()
+        tokenizer = self.parts.tokenizer.get()
+        if media:
+            self.parts.encoders["image"].get()
+            self.parts.projectors["image"].get()
+        self._load_s += time.perf_counter() - started
+        started = time.perf_counter()
+        template = self.composition.spec.backbone.template
+        rendered = render(messages, tokenizer, self._count, template=template)
+        seen = [self.see(picture) for picture in rendered.media]
+        segments: list[Segment] = []
+        ids: list[int] = []
+        for span in rendered.spans:
+            if span.media is None:
+                ids.extend(span.ids)
+                continue
+            medium = seen[span.media]
+            if len(medium.embeds) != span.count:
+                raise SensoriumError(f"a picture takes {len(medium.embeds)} tokens where {span.count} were laid out.")
+            segments += [Segment(ids=tuple(ids)), Segment(embeds=medium.embeds, key=medium.key)]
+            ids = []
+        segments.append(Segment(ids=tuple(ids)))
+        return Prepared(rendered, segments, engine, time.perf_counter() - started if media else 0.0)
+
+    def see(self, picture: Image) -> Seen:
+        """Encode and project one picture, or remember it: the same picture is encoded once."""
+        encoder, projector = self.parts.encoders["image"].get(), self.parts.projectors["image"].get()
+        name = f"{picture.sha256}:{encoder.spec.fingerprint}:{projector.path}"
+        with self._lock:
+            if name in self._seen:
+                self._seen.move_to_end(name)
+                return self._seen[name]
+        features = encoder.encode([picture.pixels])
+        key = hashlib.sha256(name.encode()).hexdigest()
+        seen = Seen(projector(features)[0], features[0].mean(axis=0), key)
+        with self._lock:
+            self._seen[name] = seen
+            while len(self._seen) > REMEMBERED_PICTURES:
+                self._seen.popitem(last=False)
+        return seen
+
+    def score(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Natural-log probabilities of whole answers, from one prefill.
+
+        Returns:
+            (logprobs [K], tokens [K]): log P(choice and end of turn | messages), and the number of tokens each has.
+        """
+        prepared = self.prepare(messages)
+        tokenizer = self.parts.tokenizer.get()
+        ids = [tokenizer.encode(choice) for choice in choices]
+        return prepared.engine.score(prepared.segments, ids), np.array([len(i) for i in ids])
+
+    def _count(self, medium: Any) -> int:
+        return self.composition.tokens("image", self.parts.features["image"].get())
+
+    def _params(self, sampling: dict[str, Any]) -> SamplingParams:
+        from sensorium.backbones.engine import SamplingParams
+
+        try:
+            return SamplingParams(**{"stop_ids": self.parts.tokenizer.get().eos_ids, **sampling})
+        except TypeError as error:
+            raise UsageError(f"an option of the call is unknown ({error}).") from None
+
+    def _generate(
+        self, prepared: Prepared, params: SamplingParams, stops: Sequence[str], cancel: threading.Event | None
+    ) -> Iterator[str | Answer]:
+        """Pieces of text, then the whole Answer."""
+        tokenizer = self.parts.tokenizer.get()
+        text, stopper, shown = tokenizer.stream(), StopText(stops), []
+        count, finish, first, started = 0, "stop", 0.0, time.perf_counter()
+        logprobs: list[TokenLogprob] | None = [] if params.logprobs else None
+        for step in prepared.engine.generate(prepared.segments, params, cancel):
+            first = first or time.perf_counter()
+            count += 1
+            finish = step.finish or finish
+            if logprobs is not None:
+                top = tuple((tokenizer.decode([token]), value) for token, value in step.top)
+                logprobs.append(TokenLogprob(tokenizer.decode([step.token]), step.token, step.logprob, top))
+            if piece := stopper.push(text.push(step.token)):
+                shown.append(piece)
+                yield piece
+            if stopper.stopped:
+                finish = "stop"
+                break
+        ended = time.perf_counter()
+        if piece := ("" if stopper.stopped else stopper.push(text.flush()) + stopper.flush()):
+            shown.append(piece)
+            yield piece
+        first = first or ended
+        decode_s = ended - first
+        speed = (count - 1) / decode_s if count > 1 and decode_s > 0 else 0.0
+        rendered = prepared.rendered
+        yield Answer(
+            "".join(shown),
+            model=self.name,
+            finish_reason=finish,
+            usage=Usage(rendered.length, rendered.media_tokens, count),
+            timings=Timings(self._load_s, prepared.encode_s, first - started, decode_s, speed),
+            logprobs=logprobs,
+        )
+
+
+def load(model: str | Path = "mini", *, threads: int | None = None, progress: bool = True) -> Model:
+    """Load a composition by name ("mini", which ships with the package) or directory.
+
+    Frozen parts are fetched on first use, verified and cached; every seam is checked.
+
+    Raises:
+        UsageError: there is no such composition, or its file is malformed.
+        SensoriumError: a part cannot be fetched, is damaged, or does not fit the others.
+    """
+    return Model(Composition.find(model), threads, progress).load()
