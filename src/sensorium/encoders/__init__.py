@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sensorium.encoders.base import Encoder, FeatureSpec, Grid, Sequence
 from sensorium.errors import UsageError
@@ -12,26 +14,17 @@ from sensorium.errors import UsageError
 __all__ = ["Encoder", "FeatureSpec", "Grid", "Sequence", "create", "kinds"]
 
 
-def _efficientnet_lite(variant: int) -> Callable[..., Encoder]:
-    def make(weights: Path, **options: Any) -> Encoder:
-        from sensorium.encoders.efficientnet_lite import EfficientNetLite
-
-        return EfficientNetLite(variant, weights, **options)
-
-    return make
+class _Kind(NamedTuple):
+    module: str
+    name: str
+    arguments: tuple[Any, ...] = ()  # those that stand before the weights
 
 
-def _linear_patches(weights: Path, **options: Any) -> Encoder:
-    from sensorium.encoders.linear_patches import LinearPatches
-
-    return LinearPatches(weights, **options)
-
-
-_KINDS: dict[str, Callable[..., Encoder]] = {
-    "efficientnet-lite0": _efficientnet_lite(0),
-    "efficientnet-lite1": _efficientnet_lite(1),
-    "efficientnet-lite2": _efficientnet_lite(2),
-    "linear-patches": _linear_patches,
+_KINDS = {
+    "efficientnet-lite0": _Kind("efficientnet_lite", "EfficientNetLite", (0,)),
+    "efficientnet-lite1": _Kind("efficientnet_lite", "EfficientNetLite", (1,)),
+    "efficientnet-lite2": _Kind("efficientnet_lite", "EfficientNetLite", (2,)),
+    "linear-patches": _Kind("linear_patches", "LinearPatches"),
 }
 
 
@@ -54,7 +47,10 @@ def create(kind: str, weights: Path, **options: Any) -> Encoder:
     """
     if kind not in _KINDS:
         raise UsageError(f"Encoder kind {kind!r} is unknown; use one of {', '.join(kinds())}.")
+    module, name, arguments = _KINDS[kind]
+    encoder: Callable[..., Encoder] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     try:
-        return _KINDS[kind](weights, **options)
+        inspect.signature(encoder).bind(*arguments, weights, **options)
     except TypeError as error:
         raise UsageError(f"Encoder {kind!r} does not take these options: {error}.") from None
+    return encoder(*arguments, weights, **options)

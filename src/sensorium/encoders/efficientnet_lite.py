@@ -25,7 +25,7 @@ MAX_ASPECT = 2.0
 _PREPROCESSING = "bicubic-antialias-v1;squash<=2,pad=127;rgb-127/128"
 _LAYER = "conv_head+bn+relu6"
 _GRAPH_VERSION = 1  # bump when the graph is written differently without changing the features
-_CHUNK = 8  # pictures per run: bounds the activations' memory, and larger batches are not faster on a CPU
+_CHUNK_PIXELS = 4 * 256 * 256  # per run: bounds the activations' memory; larger runs are not faster on two cores
 
 
 class EfficientNetLite:
@@ -47,8 +47,8 @@ class EfficientNetLite:
             raise UsageError(f"EfficientNet-Lite variant {variant!r} is unknown; use 0, 1 or 2.")
         if type(resolution) is not int or resolution % 32 or not 128 <= resolution <= 512:
             raise UsageError(f"Resolution {resolution!r} does not fit; use a multiple of 32 from 128 to 512.")
-        if threads is not None and threads < 1:
-            raise UsageError(f"{threads} threads cannot run; use 1 or more, or leave it out.")
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise UsageError(f"{threads!r} threads cannot run; use 1 or more, or leave it out.")
         self.variant = variant
         self.resolution = resolution
         self._directions: tuple[np.ndarray, np.ndarray] | None = None
@@ -82,8 +82,9 @@ class EfficientNetLite:
         """
         cells = self.resolution // 32
         features = np.empty((len(images), cells * cells, graph.HEAD_DIM), np.float32)
-        for start in range(0, len(images), _CHUNK):
-            pixels = np.stack([prepare(image, self.resolution) for image in images[start : start + _CHUNK]])
+        chunk = max(1, _CHUNK_PIXELS // self.resolution**2)
+        for start in range(0, len(images), chunk):
+            pixels = np.stack([prepare(image, self.resolution) for image in images[start : start + chunk]])
             features[start : start + len(pixels)] = self._session.run(["features"], {"pixels": pixels})[0]
         return features
 
@@ -134,7 +135,7 @@ def _fingerprint(variant: int, state: Mapping[str, np.ndarray], resolution: int)
     """sha256 over the weights' values and all that stands between pixels and features."""
     digest = hashlib.sha256(f"efficientnet-lite{variant};{resolution};{_LAYER};{_PREPROCESSING}".encode())
     for name in graph.weight_names(variant):
-        array = np.ascontiguousarray(state[name], np.float32)
+        array = graph.tensor(state, name)
         digest.update(f";{name}{list(array.shape)}".encode())
         digest.update(array.data)
     return digest.hexdigest()

@@ -139,7 +139,7 @@ def build(variant: int, weights: Mapping[str, np.ndarray], resolution: int, meta
 
 def classifier(weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The linear classifier: float32 ``W [1000, 1280]`` and ``b [1000]``."""
-    return _tensor(weights, "_fc.weight", (CLASSES, HEAD_DIM)), _tensor(weights, "_fc.bias", (CLASSES,))
+    return tensor(weights, "_fc.weight", (CLASSES, HEAD_DIM)), tensor(weights, "_fc.bias", (CLASSES,))
 
 
 def weight_names(variant: int) -> Iterator[str]:
@@ -157,14 +157,19 @@ def weight_names(variant: int) -> Iterator[str]:
     yield from ("_fc.weight", "_fc.bias")
 
 
-def _tensor(weights: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+def tensor(weights: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """One weight as float32.
+
+    Raises:
+        SensoriumError: It is missing, not finite, no float or not of ``shape``.
+    """
     array = weights.get(name)
     if array is None:
         raise SensoriumError(f"The EfficientNet-Lite weights lack {name!r}; use the file of the variant you asked for.")
-    if array.shape != shape or array.dtype.kind != "f":
+    if array.dtype.kind != "f" or (shape is not None and array.shape != shape):
         raise SensoriumError(
-            f"The EfficientNet-Lite weight {name!r} is {array.dtype} {list(array.shape)} where float {list(shape)} is "
-            "needed; use the file of the variant you asked for."
+            f"The EfficientNet-Lite weight {name!r} is {array.dtype} {list(array.shape)} where float "
+            f"{list(shape or array.shape)} is needed; use the file of the variant you asked for."
         )
     if not np.isfinite(array).all():
         raise SensoriumError(f"The EfficientNet-Lite weight {name!r} holds values that are not finite; fetch it again.")
@@ -208,9 +213,9 @@ class _Writer:
         scale: float = 1.0,
     ) -> str:
         """Convolution with the batch norm behind it folded in; ``scale`` multiplies its input."""
-        kernel = _tensor(self.weights, name + ".weight", shape).astype(np.float64)
+        kernel = tensor(self.weights, name + ".weight", shape).astype(np.float64)
         gain, bias, mean, variance = (
-            _tensor(self.weights, f"{norm}.{part}", shape[:1]).astype(np.float64)
+            tensor(self.weights, f"{norm}.{part}", shape[:1]).astype(np.float64)
             for part in ("weight", "bias", "running_mean", "running_var")
         )
         factor = gain / np.sqrt(np.maximum(variance, 0) + _BATCH_NORM_EPSILON)
