@@ -99,6 +99,7 @@ class GGUF:
     def fingerprint(self) -> str:
         """sha256 of the whole file, in hexadecimal; computed once, in streaming fashion (0.1-0.3 s per 100 MB)."""
         if self._fingerprint is None:
+            self._check_open()
             digest = hashlib.sha256()
             # The mapped bytes, not the path again: what is hashed is what is loaded.
             with memoryview(self._map) as view:
@@ -130,9 +131,12 @@ class GGUF:
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
             raise self._error(f"has no tensor {name!r}; it is no model of the expected architecture")
-        if self._map.closed:
-            raise self._error(f"is closed, so {name} cannot be loaded; open it again")
+        self._check_open()
         return self.tensors[name]
+
+    def _check_open(self) -> None:
+        if self._map.closed:
+            raise self._error("is closed already; open it again")
 
     def _read_header(self) -> None:
         self._limit = min(len(self._map), MAX_HEADER_BYTES)
