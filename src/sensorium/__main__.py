@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 
 
 def main() -> None:
     """Run the command line and exit with 0 (done), 1 (the work failed), 2 (the call is wrong) or 130 (interrupted)."""
-    from sensorium.cli import run
+    try:
+        from sensorium.cli import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while still importing
+        code = 130
+    if threading.active_count() > 1:
+        # A part is still loading in a thread: tearing the interpreter down under native code can abort, so leave at
+        # once.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -133,10 +133,11 @@ class StopText:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        # The stop string that ends first wins, so that the result does not depend on how the text was cut into pieces.
+        found = [(at + len(stop), at) for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[: min(found)[1]], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self.stops), default=0)
         cut = len(self._held) - keep

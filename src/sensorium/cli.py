@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="sensorium",
     help="Frozen models that read and see, composed into one assistant. Runs on a laptop CPU.",
-    epilog="Every command answers to --help. Set SENSORIUM_HOME for the cache, SENSORIUM_OFFLINE=1 to forbid downloads.",
+    epilog="SENSORIUM_HOME moves the cache; SENSORIUM_OFFLINE=1 forbids downloads. Every command has its own --help.",
     # Plain help: rich's panels alone would take longer to import than the 0.3 s that --help may take.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -60,6 +59,7 @@ def ask(
 
     options = _sampling(max_tokens, temperature, seed)
     question(text)  # an empty one is refused before anything loads
+    _check_files(attach)
     composed = _start(model, media=bool(attach))
     pictures = [_picture(source) for source in attach]
     messages = question(text, pictures)
@@ -84,12 +84,12 @@ def describe(
 ) -> None:
     """Caption pictures, one line each."""
     options = _sampling(max_tokens, temperature, seed)
-    composed = _start(model, media=True)
+    _check_files(files)
+    composed = _start(model, media=True).load()
     captions: dict[str, Any] = {}
 
     def each(name: str) -> None:
         picture = _picture(name)
-        composed.load()
         if as_json:
             captions[name] = composed.describe(picture, **options).to_dict()
             return
@@ -122,12 +122,12 @@ def classify(
     from sensorium.tasks.classify import check_labels
 
     labels = check_labels(label)
-    composed = _start(model, media=True)
+    _check_files(files)
+    composed = _start(model, media=True).load()
     results: dict[str, Any] = {}
 
     def each(name: str) -> None:
         picture = _picture(name)
-        composed.load()
         found = composed.classify(picture, labels)
         results[name] = {"labels": [{"label": text, "probability": round(p, 6)} for text, p in found]}
         if not as_json:
@@ -233,6 +233,18 @@ def _sampling(max_tokens: int, temperature: float, seed: int | None) -> dict[str
     return chosen
 
 
+def _check_files(files: list[str]) -> None:
+    """Refuse, before anything loads, what no file can mean."""
+    from sensorium.prompt import refuse_remote
+
+    if files.count("-") > 1:
+        raise UsageError("- stands twice, but standard input can be read once.")
+    for name in files:
+        refuse_remote(name)
+        if len(files) == 1 and name != "-" and not Path(name).is_file():
+            _picture(name)  # says what is wrong with it
+
+
 def _start(name: str, media: bool | None) -> Model:
     """Begin to load a model in the background; `load()` on it waits and checks the seams."""
     from sensorium.composition import Composition
@@ -243,27 +255,23 @@ def _start(name: str, media: bool | None) -> Model:
 
 def _picture(source: str) -> Any:
     from sensorium.media import load_image
-    from sensorium.prompt import refuse_remote
 
     if source == "-":
         if sys.stdin.isatty():
             raise UsageError("- reads a picture from standard input, which is this terminal; pipe a file into it.")
         return load_image(sys.stdin.buffer)
-    refuse_remote(source)
     return load_image(source)
 
 
 def _each_file(files: list[str], work: Any) -> int:
     """Do `work` for each file; a failing one is reported and the others go on. The exit code: 1 if any failed."""
-    if files.count("-") > 1:
-        raise UsageError("- stands twice, but standard input can be read once.")
     failed = 0
     for name in files:
         try:
             work(name)
-        except UsageError:
-            raise
         except SensoriumError as error:
+            if len(files) == 1:
+                raise
             _complain(str(error))
             failed = 1
     return failed
@@ -307,7 +315,7 @@ def _training(module: str, name: str) -> Any:
 
     if find_spec("torch") is None:
         raise SensoriumError(
-            f"`sensorium {name}` needs PyTorch, which is not installed; run: pip install sensorium[train]"
+            f"`sensorium {name}` needs PyTorch, which is not installed; run `pip install sensorium[train]`."
         )
     return getattr(import_module(module), name)
 
@@ -329,11 +337,6 @@ def run(arguments: list[str]) -> int:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    if threading.active_count() > 1:
-        # A part is still loading in a thread. Tearing the interpreter down under native code can abort, so leave at
-        # once.
-        sys.stderr.flush()
-        os._exit(code)
     return code
 
 

@@ -30,6 +30,10 @@ class Tokens(Protocol):
     def special(self, name: str) -> int:
         """The id of one special token, such as `<|im_end|>`."""
 
+    @property
+    def bos_id(self) -> int | None:
+        """The beginning-of-text token."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -189,6 +193,8 @@ def render(
         raise UsageError(f"chat template {template!r} is unknown; known templates: {', '.join(TEMPLATES)}.")
     form = TEMPLATES[template]
     layout = _Layout(tokenizer, count)
+    if getattr(tokenizer, "add_bos", False) and tokenizer.bos_id is not None:
+        layout.token("system", tokenizer.bos_id)
     has_media = any(message.media for message in messages)
     turns = list(messages)
     if form.default_system and not has_media and turns[0].role != "system":
@@ -226,8 +232,11 @@ class _Layout:
         self._text, self._role, self._target = self._text + text, role, target
 
     def special(self, role: str, name: str, target: bool = False) -> None:
+        self.token(role, self._tokenizer.special(name), target)
+
+    def token(self, role: str, token: int, target: bool = False) -> None:
         self._flush()
-        self._spans.append(Span(role, "special", (self._tokenizer.special(name),), None, 1, target))
+        self._spans.append(Span(role, "special", (token,), None, 1, target))
 
     def medium(self, role: str, medium: Any) -> None:
         self._flush()

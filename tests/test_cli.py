@@ -1,0 +1,324 @@
+"""The command line: exit codes, one sentence per error, JSON and nothing else on standard output."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+import tiny
+from sensorium.cli import run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.write(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "red.png"
+    Pillow.new("RGB", (40, 30), (200, 30, 30)).save(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def cache(home, monkeypatch):
+    monkeypatch.setenv("SENSORIUM_HOME", str(home))
+    monkeypatch.delenv("SENSORIUM_DEBUG", raising=False)
+
+
+@pytest.fixture
+def sensorium(capsys):
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        code = run([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return call
+
+
+def process(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "sensorium", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def one_sentence(err):
+    lines = [line for line in err.strip().splitlines() if not line.startswith("Preparing ")]  # progress, once a cache
+    assert len(lines) == 1, err
+    assert lines[0].startswith("sensorium: ") and lines[0].endswith(".")
+    return lines[0]
+
+
+# Wrong calls
+# -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["fly"], "No such command 'fly'"),
+        (["ask"], "Missing argument 'TEXT'"),
+        (["ask", "hi", "--volume"], "No such option: --volume"),
+        (["ask", "hi", "there"], "unexpected extra argument"),
+        (["ask", ""], "question is empty"),
+        (["ask", " \n "], "question is empty"),
+        (["ask", "hi", "--model", "nowhere"], "'nowhere' is no model"),
+        (["ask", "hi", "--model", ""], "'' is no model"),
+        (["ask", "hi", "--max-tokens", "many"], "--max-tokens"),
+        (["ask", "hi", "--max-tokens", "-3"], "max_tokens"),
+        (["ask", "hi", "--temperature", "nan"], "temperature"),
+        (["ask", "hi", "--temperature", "-1"], "temperature"),
+        (["ask", "hi", "--temperature", "inf"], "temperature"),
+        (["ask", "hi", "--seed", "1.5"], "--seed"),
+        (["ask", "hi", "-a", "https://example.org/cat.png", "--model", "TINY"], "remote address"),
+        (["describe"], "Missing argument 'FILE...'"),
+        (["describe", "-", "-", "--model", "TINY"], "stands twice"),
+        (["classify", "x.png"], "--label"),
+        (["classify", "x.png", "-l", "apple"], "1 label was given"),
+        (["classify", "x.png", "-l", "apple", "-l", "apple"], "'apple' was given twice"),
+        (["classify", "x.png", "-l", "apple", "-l", " "], "a label is empty"),
+        (["parts", "--model", "nowhere"], "'nowhere' is no model"),
+        (["features", "r.yaml", "--engine", "abacus"], "use local or ray"),
+    ],
+)
+def test_wrong_calls_exit_with_2_and_one_sentence(sensorium, model, arguments, reason):
+    code, out, err = sensorium(*(model if a == "TINY" else a for a in arguments))
+    assert code == 2
+    assert out == ""
+    import re
+
+    assert re.search(reason, one_sentence(err), re.IGNORECASE)
+
+
+def test_no_command_prints_the_help_and_exits_with_2(sensorium):
+    code, out, err = sensorium()
+    assert code == 2 and "Commands:" in out and err == ""
+
+
+def test_help_and_version_exit_with_0(sensorium):
+    assert sensorium("--version") == (0, "sensorium 0.1.0\n", "")
+    code, out, _ = sensorium("--help")
+    assert code == 0
+    for command in ("ask", "describe", "classify", "parts", "train", "features", "eval", "bench"):
+        assert f"\n  {command} " in out
+        code, text, _ = sensorium(command, "--help")
+        assert code == 0 and "Usage: sensorium " + command in text
+    for later in ("chat", "listen", "serve", "speak", "imagine"):
+        assert f"\n  {later} " not in out
+
+
+# Failing work
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("missing.png", None),
+        ("empty.png", b""),
+        ("text.png", b"hello, I am text"),
+        ("cut.png", b"\x89PNG\r\n\x1a\n\0\0"),
+    ],
+)
+def test_unreadable_pictures_exit_with_1(sensorium, model, tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    for arguments in (["ask", "what?", "-a"], ["describe"], ["classify", "-l", "a", "-l", "b"]):
+        code, out, err = sensorium(*arguments, tmp_path / name, "--model", model)
+        assert code == 1 and out == ""
+        assert name in one_sentence(err)
+
+
+def test_a_directory_is_no_picture(sensorium, model, tmp_path):
+    code, out, err = sensorium("describe", tmp_path, "--model", model)
+    assert code == 1 and out == ""
+    one_sentence(err)
+
+
+def test_a_damaged_composition_exits_with_1(sensorium, tmp_path):
+    broken = tiny.write(tmp_path / "broken")
+    (broken / "image.onnx").write_bytes(b"damaged")
+    code, out, err = sensorium("ask", "hi", "--model", broken)
+    assert code == 1 and out == "" and "damaged" in one_sentence(err)
+
+
+def test_training_without_its_extra_says_what_to_install(sensorium, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, out, err = sensorium("train", "recipe.yaml")
+    assert code == 1 and out == "" and "pip install sensorium[train]" in one_sentence(err)
+
+
+def test_the_unforeseen_is_one_sentence_and_a_traceback_on_request(sensorium, monkeypatch, model):
+    from sensorium.composition import Composition
+
+    def break_down(name):
+        raise ZeroDivisionError("a bug\nwith two lines")
+
+    monkeypatch.setattr(Composition, "find", break_down)
+    code, out, err = sensorium("parts", "--model", model)
+    assert code == 1 and out == "" and "ZeroDivisionError: a bug" in one_sentence(err)
+    monkeypatch.setenv("SENSORIUM_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        run(["parts", "--model", model])
+
+
+# Working commands
+# ------------------------------------------------------------------------------------------------------
+
+
+def test_ask_without_a_picture(sensorium, model):
+    code, out, err = sensorium("ask", "Hello", "--model", model, "--max-tokens", 8)
+    assert code == 0 and out.endswith("\n")
+    assert "Traceback" not in err
+
+
+def test_ask_json_has_the_documented_shape_and_nothing_else(sensorium, model, picture):
+    code, out, _ = sensorium(
+        "ask", "What?", "-a", picture, "-a", picture, "--model", model, "--max-tokens", 6, "--json"
+    )
+    assert code == 0 and out.count("\n") == 1
+    found = json.loads(out)
+    assert set(found) == {"answer", "model", "usage", "timings"}
+    assert found["model"] == "tiny" and isinstance(found["answer"], str)
+    assert set(found["usage"]) == {"prompt_tokens", "media_tokens", "completion_tokens"}
+    assert found["usage"]["media_tokens"] == 2 * tiny.TOKENS
+    assert 1 <= found["usage"]["completion_tokens"] <= 6
+    assert set(found["timings"]) == {"load_s", "encode_s", "prefill_s", "decode_s", "tokens_per_s"}
+    assert all(value >= 0 for value in found["timings"].values())
+
+
+def test_the_same_seed_gives_the_same_answer(sensorium, model):
+    arguments = ["ask", "Hi", "--model", model, "--max-tokens", 12, "--temperature", 1.5, "--seed"]
+    assert sensorium(*arguments, 3)[1] == sensorium(*arguments, 3)[1]
+    assert len({sensorium(*arguments, seed)[1] for seed in range(5)}) > 1
+
+
+def test_describe_names_files_when_there_are_several_and_goes_on_after_a_broken_one(
+    sensorium, model, picture, tmp_path
+):
+    code, out, err = sensorium("describe", picture, tmp_path / "gone.png", picture, "--model", model, "--max-tokens", 4)
+    assert code == 1
+    assert out.count(f"{picture}: ") == 2
+    assert "gone.png" in one_sentence(err)
+    code, out, _ = sensorium("describe", picture, "--model", model, "--max-tokens", 4)
+    assert code == 0 and f"{picture}: " not in out
+
+
+def test_classify_json_for_one_file_and_for_several(sensorium, model, picture):
+    arguments = ["classify", picture, "-l", "apple", "-l", "an orange", "--model", model, "--json"]
+    code, out, _ = sensorium(*arguments)
+    assert code == 0 and out.count("\n") == 1
+    labels = json.loads(out)["labels"]
+    assert {entry["label"] for entry in labels} == {"apple", "an orange"}
+    assert sum(entry["probability"] for entry in labels) == pytest.approx(1, abs=1e-5)
+    assert labels[0]["probability"] >= labels[1]["probability"]
+    code, out, _ = sensorium(*arguments, picture + "x")
+    assert code == 1 and list(json.loads(out)["files"]) == [picture]
+
+
+def test_classify_draws_bars(sensorium, model, picture):
+    code, out, _ = sensorium("classify", picture, "-l", "apple", "-l", "pear", "--model", model)
+    assert code == 0 and out.count("%") == 2 and "█" in out
+
+
+def test_parts_lists_every_part_and_when_the_lora_is_active(sensorium, model, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = sensorium("parts", "--model", model)
+    assert code == 0
+    for needed in (
+        "backbone",
+        "encoders.image",
+        "projectors.image",
+        "frozen",
+        "trained",
+        "Apache-2.0",
+        "only in conversations",
+    ):
+        assert needed in out
+    code, out, _ = sensorium("parts", "--model", model, "--json")
+    parts = {part["name"]: part for part in json.loads(out)["parts"]}
+    assert set(parts) == {"backbone", "encoders.image", "projectors.image", "lora"}
+    assert parts["lora"]["state"] == "trained" and len(parts["lora"]["fingerprint"]) == 64
+    assert parts["projectors.image"]["seam"] == "[16, 24] -> embeddings [4, 64]"
+
+
+# Processes
+# -------------------------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, sensorium.cli as c; c.run(['--help']); print(*sys.modules, file=sys.stderr)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.split()
+    assert not {"numpy", "onnxruntime", "onnx", "pydantic", "rich", "httpx", "torch", "transformers", "PIL"} & set(
+        loaded
+    )
+
+
+def test_asking_imports_no_training_half(model, picture):
+    code = "import sys, sensorium.cli as c; c.run(sys.argv[1:]); print('\\n', *sys.modules, file=sys.stderr)"
+    arguments = ["ask", "What?", "-a", picture, "--model", model, "--max-tokens", "3"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "onnxruntime" in loaded
+    assert not {"torch", "transformers", "rich", "httpx", "onnx"} & loaded
+
+
+def test_a_picture_from_standard_input(model, picture):
+    child = process("ask", "What?", "-a", "-", "--model", model, "--max-tokens", 3, "--json", stdin=subprocess.PIPE)
+    with open(picture, "rb") as file:
+        out, err = child.communicate(file.read(), timeout=60)
+    assert child.returncode == 0, err
+    assert json.loads(out)["usage"]["media_tokens"] == tiny.TOKENS
+
+
+def test_interrupting_exits_with_130_and_says_nothing(model):
+    child = process("ask", "Hi", "-a", "-", "--model", model, stdin=subprocess.PIPE)  # waits for its picture
+    time.sleep(1.5)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert (child.returncode, out, err) == (130, b"", b"")
+
+
+def test_a_closed_pipe_is_quiet(model):
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "sensorium", "ask", "Hi", "--model", model, "--max-tokens", "4"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    _, err = child.communicate(timeout=60)
+    assert err == b""
+    assert child.returncode in (0, 1)
+
+
+def test_preview_fits_its_box():
+    from sensorium.preview import half_blocks
+
+    for shape in ((10, 300, 3), (300, 10, 3), (1, 1, 3), (48, 64, 3)):
+        lines = half_blocks(np.zeros(shape, np.uint8), columns=40, rows=16).split("\n")
+        assert 1 <= len(lines) <= 16
+        assert all(line.count("▀") <= 40 for line in lines)
