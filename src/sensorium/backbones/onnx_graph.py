@@ -1,0 +1,378 @@
+"""Rewrites a GGUF language model as an ONNX graph that takes embeddings: the runtime's way to run it without torch.
+
+`build` writes a directory that `engine.Engine` opens:
+
+    model.onnx     the graph: fused norms, `GroupQueryAttention` with rotary tables, `MatMulNBits` weights
+    weights.bin    every large tensor, at aligned offsets, so that ONNX Runtime and numpy can map it
+    model.json     `BackboneSpec`, quantisation, where the embedding matrix lies, the version of this writer
+
+Inputs are `inputs_embeds` float32 [B, S, dim], `seqlens_k` int32 [B] (past + S - 1 of each sequence), `total` int32
+(the largest past + S), `positions` int64 [P] (which of the S positions get logits) and, for each layer,
+`past.{i}.key|value` float32 [B, kv_heads, capacity, head_dim]. Outputs are `logits` [B, P, vocab], `hidden` [B, P, dim]
+(after the last norm) and `present.{i}.key|value`, which may be the very buffers of the inputs: then nothing is copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.lora import LoRA
+from sensorium.backbones.quantize import BLOCK, Blocks, quantize, recode, stack
+from sensorium.backbones.spec import BackboneSpec, spec_from_gguf
+from sensorium.backbones.traits import Traits
+from sensorium.errors import SensoriumError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+WRITER_VERSION = 1
+QUANTIZATIONS = ("int8", "fp32")
+# Rotary tables take 256 bytes per position and head dimension 64; longer contexts than this are asked for explicitly.
+DEFAULT_MAX_CONTEXT = 32768
+
+_MS = "com.microsoft"
+_OPSET = 17
+_ALIGNMENT = 4096
+_INLINE_BYTES = 16384
+# int8 activations: the accuracy level of MatMulNBits that uses integer dot products (VNNI, AMX, NEON).
+_INT8_ACTIVATIONS = 4
+
+Progress = Callable[[int, int], None]
+
+
+def build(
+    gguf: GGUF,
+    out_dir: Path,
+    *,
+    quantization: str = "int8",
+    lora: Path | None = None,
+    progress: Progress | None = None,
+    max_context: int | None = None,
+) -> Path:
+    """Write the graph of `gguf` into `out_dir` (made if need be) and return `out_dir`.
+
+    Args:
+        gguf: an open model of the architectures `llama`, `qwen2`, `qwen3` or `gemma3`.
+        quantization: "int8" (blocks of 32, see `quantize`) or "fp32" (the dequantised weights: 4 bytes each).
+        lora: a safetensors file to merge into the weights before they are quantised (see `lora.LoRA`).
+        progress: called with (layers done, layers in all) after each layer.
+        max_context: the most positions the graph can hold, at most the model's own; by default 32,768.
+
+    Raises:
+        UsageError: `quantization` or `max_context` is senseless.
+        SensoriumError: the model or the LoRA cannot be represented; one sentence says why.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise UsageError(f"quantization={quantization!r} is unknown; use {' or '.join(QUANTIZATIONS)}.")
+    if max_context is not None and max_context < 1:
+        raise UsageError(f"max_context={max_context} leaves no room for a token; give 1 or more.")
+    spec = spec_from_gguf(gguf)
+    context = min(spec.context, max_context or DEFAULT_MAX_CONTEXT)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    adapter = LoRA(lora, spec) if lora else None
+    with (out_dir / "weights.bin").open("wb") as file:
+        writer = _Writer(gguf, spec, quantization, adapter, _Tensors(file), context)
+        model = writer.model(progress or (lambda done, total: None))
+    (out_dir / "model.onnx").write_bytes(model.SerializeToString())
+    facts = {
+        "writer": WRITER_VERSION,
+        "quantization": quantization,
+        "lora": adapter.sha256 if adapter else None,
+        "context": context,
+        "embeddings": writer.embeddings,
+        "spec": {**dataclasses.asdict(spec), "eos_ids": sorted(spec.eos_ids)},
+    }
+    (out_dir / "model.json").write_text(json.dumps(facts, indent=1))
+    return out_dir
+
+
+class _Tensors:
+    """Collects initialisers: small ones inside the graph, large ones in the file."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.protos: list[onnx.TensorProto] = []
+
+    def add(self, name: str, array: np.ndarray) -> str:
+        import onnx
+        from onnx import helper, numpy_helper
+
+        if array.nbytes <= _INLINE_BYTES:
+            self.protos.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            return name
+        proto = onnx.TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        where = {"location": "weights.bin", "offset": self.append(array), "length": array.nbytes}
+        for key, value in where.items():
+            proto.external_data.add(key=key, value=str(value))
+        self.protos.append(proto)
+        return name
+
+    def append(self, array: np.ndarray) -> int:
+        """Write an array into the file alone and return its offset."""
+        self.file.write(b"\0" * (-self.file.tell() % _ALIGNMENT))
+        offset = self.file.tell()
+        self.file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        return offset
+
+
+class _Writer:
+    def __init__(
+        self, gguf: GGUF, spec: BackboneSpec, quantization: str, lora: LoRA | None, tensors: _Tensors, context: int
+    ) -> None:
+        self.gguf, self.spec, self.lora, self.tensors, self.context = gguf, spec, lora, tensors, context
+        self.traits = Traits.of(gguf, spec)
+        self.quantized = quantization == "int8"
+        self.nodes: list[onnx.NodeProto] = []
+        self.embeddings: dict[str, Any] = {}
+
+    # -- the whole graph ----------------------------------------------------------------------------------------
+
+    def model(self, progress: Progress) -> onnx.ModelProto:
+        from onnx import TensorProto, helper
+
+        spec = self.spec
+        floats = TensorProto.FLOAT
+        inputs = [
+            helper.make_tensor_value_info("inputs_embeds", floats, ["batch", "sequence", spec.dim]),
+            helper.make_tensor_value_info("seqlens_k", TensorProto.INT32, ["batch"]),
+            helper.make_tensor_value_info("total", TensorProto.INT32, []),
+            helper.make_tensor_value_info("positions", TensorProto.INT64, ["chosen"]),
+        ]
+        outputs = [
+            helper.make_tensor_value_info("logits", floats, ["batch", "chosen", spec.vocab]),
+            helper.make_tensor_value_info("hidden", floats, ["batch", "chosen", spec.dim]),
+        ]
+        for i in range(spec.layers):
+            for part in ("key", "value"):
+                shape = ["batch", spec.kv_heads, "capacity", spec.head_dim]
+                inputs.append(helper.make_tensor_value_info(f"past.{i}.{part}", floats, shape))
+                outputs.append(helper.make_tensor_value_info(f"present.{i}.{part}", floats, shape))
+        for theta in sorted({self.traits.theta(i) for i in range(spec.layers)}):
+            cos, sin = self.traits.rotary(theta, self.context)
+            self.tensors.add(f"cos.{theta:g}", cos)
+            self.tensors.add(f"sin.{theta:g}", sin)
+        # `stream` is the residual stream, `x` its normed copy that the next sublayer reads.
+        stream = "inputs_embeds"
+        x = self._norm(stream, "blk.0.attn_norm.weight", "l0.attn_norm")
+        for i in range(spec.layers):
+            x, stream = self._layer(i, x, stream)
+            progress(i + 1, spec.layers)
+        self._node("Gather", [x, "positions"], ["hidden"], axis=1)
+        self._head()
+        graph = helper.make_graph(self.nodes, "llm", inputs, outputs, self.tensors.protos)
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MS, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="sensorium")
+
+    def _layer(self, i: int, x: str, stream: str) -> tuple[str, str]:
+        spec, last = self.spec, i == self.spec.layers - 1
+        after = "output_norm.weight" if last else f"blk.{i + 1}.attn_norm.weight"
+        query, key, value = self._attention_inputs(i, x)
+        theta = self.traits.theta(i)
+        self._node(
+            "GroupQueryAttention",
+            [query, key, value, f"past.{i}.key", f"past.{i}.value", "seqlens_k", "total"]
+            + [f"cos.{theta:g}", f"sin.{theta:g}"],
+            [f"l{i}.attention", f"present.{i}.key", f"present.{i}.value"],
+            _MS,
+            num_heads=spec.heads,
+            kv_num_heads=spec.kv_heads,
+            scale=self.traits.attention_scale,
+            do_rotary=1,
+            rotary_interleaved=int(self.traits.interleaved),
+            local_window_size=self.traits.window(i),
+        )
+        out = self._linear(i, f"l{i}.attention", ["o_proj"], f"l{i}.o")
+        if self.traits.post_norms:
+            out = self._norm(out, f"blk.{i}.post_attention_norm.weight", f"l{i}.post_attention")
+        x, stream = self._add_norm(stream, out, f"blk.{i}.ffn_norm.weight", f"l{i}.ffn_norm")
+        self._linear(i, x, ["gate_proj", "up_proj"], f"l{i}.gate_up")
+        self._node("Split", [f"l{i}.gate_up"], [f"l{i}.gate", f"l{i}.up"], axis=-1)
+        # QuickGelu with alpha 1 is x * sigmoid(x), that is SiLU, in one operator.
+        if self.traits.activation == "silu":
+            self._node("QuickGelu", [f"l{i}.gate"], [f"l{i}.active"], _MS, alpha=1.0)
+        else:
+            self._node("FastGelu", [f"l{i}.gate"], [f"l{i}.active"], _MS)
+        self._node("Mul", [f"l{i}.active", f"l{i}.up"], [f"l{i}.product"])
+        out = self._linear(i, f"l{i}.product", ["down_proj"], f"l{i}.down")
+        if self.traits.post_norms:
+            out = self._norm(out, f"blk.{i}.post_ffw_norm.weight", f"l{i}.post_ffw")
+        return self._add_norm(stream, out, after, f"l{i}.out")
+
+    def _attention_inputs(self, i: int, x: str) -> tuple[str, str, str]:
+        """Query, key and value [B, S, heads * head_dim]; packed into the query alone where nothing comes between."""
+        spec = self.spec
+        packed = self._linear(i, x, ["q_proj", "k_proj", "v_proj"], f"l{i}.qkv")
+        if spec.qkv_bias:
+            biases = [self.gguf.load(f"blk.{i}.attn_{part}.bias") for part in "qkv"]
+            packed = self._node("Add", [packed, self._add(f"l{i}.qkv.bias", np.concatenate(biases))], [f"l{i}.biased"])
+        if not spec.qk_norm:
+            return packed, "", ""
+        sizes = np.array([spec.heads, spec.kv_heads, spec.kv_heads]) * spec.head_dim
+        names = [f"l{i}.q", f"l{i}.k", f"l{i}.v"]
+        self._node("Split", [packed, self._add(f"l{i}.sizes", sizes.astype(np.int64))], names, axis=-1)
+        return self._head_norm(i, "q", spec.heads), self._head_norm(i, "k", spec.kv_heads), names[2]
+
+    def _head_norm(self, i: int, part: str, heads: int) -> str:
+        """RMS norm over each head of a query or key."""
+        name = f"l{i}.{part}"
+        split = self._add(f"{name}.heads", np.array([0, 0, heads, self.spec.head_dim], np.int64))
+        joined = self._add(f"{name}.joined", np.array([0, 0, heads * self.spec.head_dim], np.int64))
+        self._node("Reshape", [name, split], [f"{name}.split"])
+        self._norm(f"{name}.split", f"blk.{i}.attn_{part}_norm.weight", f"{name}.normed")
+        return self._node("Reshape", [f"{name}.normed", joined], [f"{name}.ready"])
+
+    # -- operators ----------------------------------------------------------------------------------------------
+
+    def _add(self, name: str, array: np.ndarray) -> str:
+        return self.tensors.add(name, array)
+
+    def _node(self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], domain=domain, **attributes))
+        return outputs[0]
+
+    def _norm(self, x: str, weight: str, name: str) -> str:
+        scale = self._add(f"{name}.weight", self.gguf.load(weight))
+        return self._node(
+            "SimplifiedLayerNormalization", [x, scale], [name], axis=-1, epsilon=self.spec.rms_eps, stash_type=1
+        )
+
+    def _add_norm(self, stream: str, x: str, weight: str, name: str) -> tuple[str, str]:
+        """The norm of `stream + x`, and that sum."""
+        scale = self._add(f"{name}.weight", self.gguf.load(weight))
+        outputs = [name, "", "", f"{name}.sum"]
+        self._node("SkipSimplifiedLayerNormalization", [stream, x, scale], outputs, _MS, epsilon=self.spec.rms_eps)
+        return name, f"{name}.sum"
+
+    def _linear(self, i: int, x: str, parts: list[str], name: str) -> str:
+        """`x` times the stacked weights of some projections of layer `i`: fewer, larger products are faster."""
+        if self.quantized:
+            return self._blocks_product(x, stack([self._blocks(i, part) for part in parts]), name)
+        return self._float_product(x, np.concatenate([self._floats(i, part) for part in parts]), name)
+
+    def _blocks(self, i: int, part: str) -> Blocks:
+        name = _tensor(i, part)
+        info = self.gguf.tensors[name]
+        blocks = None
+        if not (self.lora and self.lora.touches(i, part)):
+            blocks = recode(self.gguf.raw(name), info.type, info.shape[1])
+        return blocks or quantize(self._floats(i, part))
+
+    def _floats(self, i: int, part: str) -> np.ndarray:
+        weight = self.gguf.load(_tensor(i, part))
+        if self.lora and self.lora.touches(i, part):
+            weight += self.lora.delta(i, part, self.traits.interleaved)
+        return weight
+
+    def _blocks_product(self, x: str, blocks: Blocks, name: str) -> str:
+        inputs = [x, self._add(f"{name}.codes", blocks.codes), self._add(f"{name}.scales", blocks.scales.reshape(-1))]
+        if (blocks.zeros != 128).any():  # 128 is what MatMulNBits assumes
+            inputs.append(self._add(f"{name}.zeros", blocks.zeros))
+        return self._node(
+            "MatMulNBits",
+            inputs,
+            [name],
+            _MS,
+            K=blocks.columns,
+            N=blocks.rows,
+            bits=8,
+            block_size=BLOCK,
+            accuracy_level=_INT8_ACTIVATIONS,
+        )
+
+    def _float_product(self, x: str, weight: np.ndarray, name: str) -> str:
+        return self._node("FusedMatMul", [x, self._add(f"{name}.weight", weight)], [name], _MS, transB=1)
+
+    def _head(self) -> None:
+        """The output head, and the embedding matrix: the same bytes of the file where the two are tied."""
+        gguf, tied = self.gguf, self.spec.tied
+        source = "token_embd.weight" if tied else "output.weight"
+        if not self.quantized:
+            weight = gguf.load(source)
+            self._float_product("hidden", weight, "logits")
+            table = weight if tied else gguf.load("token_embd.weight")
+            at = self._place("logits.weight") if tied else None
+            self._embed_floats(table, at)
+            return
+        info = gguf.tensors[source]
+        exact = recode(gguf.raw(source), info.type, info.shape[1])
+        blocks = exact or quantize(gguf.load(source))
+        self._blocks_product("hidden", blocks, "logits")
+        if tied and exact:
+            places = {part: self._place(f"logits.{part}") for part in ("codes", "scales", "zeros")}
+            self._embed_blocks(blocks, places)
+            return
+        info = gguf.tensors["token_embd.weight"]
+        exact = None if tied else recode(gguf.raw("token_embd.weight"), info.type, info.shape[1])
+        if exact:
+            self._embed_blocks(exact, {})
+        else:
+            self._embed_floats(gguf.load("token_embd.weight"), None)
+
+    def _embed_blocks(self, blocks: Blocks, places: dict[str, int | None]) -> None:
+        arrays = {"codes": blocks.codes, "scales": blocks.scales, "zeros": blocks.zeros}
+        found = {
+            part: offset if (offset := places.get(part)) is not None else self.tensors.append(array)
+            for part, array in arrays.items()
+        }
+        self.embeddings = {"kind": "blocks", "scale": self.traits.embedding_scale, **found}
+
+    def _embed_floats(self, table: np.ndarray, at: int | None) -> None:
+        # Half precision halves the file; its error is 1/2048 at most, far below that of any quantised weight.
+        half = self.quantized and float(np.abs(table).max()) < 6e4
+        offset = self.tensors.append(table.astype(np.float16) if half else table) if at is None else at
+        kind = "float16" if half else "float32"
+        self.embeddings = {"kind": kind, "scale": self.traits.embedding_scale, "values": offset}
+
+    def _place(self, name: str) -> int | None:
+        """Where an initialiser lies in the file, or None when it is inside the graph."""
+        proto = next((proto for proto in reversed(self.tensors.protos) if proto.name == name), None)
+        if proto is None:
+            return None
+        return next((int(entry.value) for entry in proto.external_data if entry.key == "offset"), None)
+
+
+_NAMES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+}
+
+
+def _tensor(layer: int, part: str) -> str:
+    return f"blk.{layer}.{_NAMES[part]}.weight"
+
+
+def read_facts(directory: Path) -> dict[str, Any]:
+    """The contents of `model.json`, with "spec" as a `BackboneSpec`.
+
+    Raises `SensoriumError` when the directory holds no graph or one of another version of this writer.
+    """
+    path = directory / "model.json"
+    try:
+        facts = json.loads(path.read_bytes())
+        if facts["writer"] != WRITER_VERSION:
+            raise SensoriumError(
+                f"{directory} was written by version {facts['writer']} of the graph writer, and this is version "
+                f"{WRITER_VERSION}; delete it, and it is made again."
+            )
+        facts["spec"]["eos_ids"] = frozenset(facts["spec"]["eos_ids"])
+        facts["spec"] = BackboneSpec(**facts["spec"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SensoriumError(
+            f"{directory} holds no prepared language model ({type(error).__name__}); delete it, and it is made again."
+        ) from None
+    return dict(facts)

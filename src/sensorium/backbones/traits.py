@@ -1,0 +1,81 @@
+"""What sets the supported architectures apart: rotary embedding, activation, norms, attention windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.spec import BackboneSpec
+from sensorium.errors import SensoriumError
+
+# Gemma 3 attends locally in all but every sixth layer, with its own rotary base there (arXiv 2503.19786, section 2).
+_GEMMA_PERIOD = 6
+_GEMMA_LOCAL_THETA = 1e4
+# The 27B model scales attention by its embedding width per head instead of the head's own (llama.cpp, llama-model.cpp).
+_GEMMA_27B_LAYERS = 62
+
+
+@dataclass(frozen=True)
+class Traits:
+    """`interleaved`: rotary pairs are neighbours (llama's GGUF row order) instead of the two halves of a head.
+    `post_norms`: each sublayer's output is normed too. `embedding_scale`: token embeddings are multiplied by it."""
+
+    spec: BackboneSpec
+    interleaved: bool
+    activation: str
+    post_norms: bool
+    embedding_scale: float
+    attention_scale: float
+    rope_factor: float
+    rope_divisors: NDArray[np.float32] | None
+
+    @staticmethod
+    def of(gguf: GGUF, spec: BackboneSpec) -> Traits:
+        """The traits of an open model. Raises `SensoriumError` for a rotary scaling that is not supported."""
+        gemma = spec.arch == "gemma3"
+        factor, divisors = 1.0, None
+        if spec.rope_scaling == "linear":
+            factor = float(gguf.metadata.get(f"{spec.arch}.rope.scaling.factor", 1.0))
+        elif spec.rope_scaling == "llama3":
+            divisors = gguf.load("rope_freqs.weight").reshape(-1)
+        elif spec.rope_scaling != "none":
+            raise SensoriumError(
+                f"The model file {gguf.path} stretches positions by {spec.rope_scaling!r}; supported are none, linear "
+                "and llama3."
+            )
+        width = spec.dim / spec.heads if gemma and spec.layers == _GEMMA_27B_LAYERS else spec.head_dim
+        return Traits(
+            spec=spec,
+            interleaved=spec.arch == "llama",
+            activation="gelu" if gemma else "silu",
+            post_norms=gemma,
+            embedding_scale=spec.dim**0.5 if gemma else 1.0,
+            attention_scale=width**-0.5,
+            rope_factor=factor,
+            rope_divisors=divisors,
+        )
+
+    def local(self, layer: int) -> bool:
+        """Whether a layer attends to a window only."""
+        return self.spec.arch == "gemma3" and bool(self.spec.sliding_window) and (layer + 1) % _GEMMA_PERIOD != 0
+
+    def window(self, layer: int) -> int:
+        """How many positions a layer attends to, itself included; -1 for all."""
+        return self.spec.sliding_window if self.local(layer) else -1
+
+    def theta(self, layer: int) -> float:
+        """The rotary base of a layer."""
+        return _GEMMA_LOCAL_THETA if self.local(layer) else self.spec.rope_theta
+
+    def rotary(self, theta: float, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Cosine and sine tables, float32 [context, head_dim / 2]."""
+        half = np.arange(0, self.spec.head_dim, 2, dtype=np.float64) / self.spec.head_dim
+        frequencies = theta**-half
+        if self.rope_divisors is not None:
+            frequencies = frequencies / self.rope_divisors
+        stretched = self.rope_factor if theta == self.spec.rope_theta else 1.0
+        angles = np.arange(context, dtype=np.float64)[:, None] / stretched * frequencies
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
