@@ -8,7 +8,7 @@ Nothing of a fetched package ever runs: archives are read as archives, and only 
 
 from __future__ import annotations
 
-from sensorium.hub.fetch import fetch, fetch_tree
+from sensorium.hub.cache import fetch, fetch_tree
 from sensorium.hub.parts import Part, Source, parse_source
 from sensorium.hub.paths import atomic_dir, atomic_write, cache_dir, file_lock, home, offline
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import httpx
 
 ATTEMPTS = 5
+BACKOFF = 0.5  # seconds before the second attempt, doubled before each further one
 MAX_DOWNLOAD = 64 << 30
 _RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _USER_AGENT = "sensorium"
@@ -85,32 +87,44 @@ def connect(network: Network, url: str) -> Iterator[httpx.Client]:
 
 
 def _ssl_context(network: Network, url: str) -> ssl.SSLContext:
+    pieces = urlsplit(url)
+    insecure = {"*", pieces.hostname or "", pieces.netloc.rpartition("@")[2]} & network.insecure_hosts
+    named = (os.environ.get(name, "") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"))
+    extra = tuple(dict.fromkeys(os.path.realpath(path) for path in named if path))
+    return _build_context(bool(insecure), network.certificates, network.client_certificate, extra)
+
+
+@functools.lru_cache(maxsize=8)
+def _build_context(
+    insecure: bool, certificates: str | None, client_certificate: str | None, extra: tuple[str, ...]
+) -> ssl.SSLContext:
+    """A context costs 0.1 s for every bundle that it loads, so it is built once."""
     import ssl
 
-    pieces = urlsplit(url)
-    context = ssl.create_default_context()
-    if {"*", pieces.hostname or "", pieces.netloc.rpartition("@")[2]} & network.insecure_hosts:
+    if insecure:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    elif network.certificates:
-        where = Path(network.certificates).expanduser()
+    elif certificates:
+        where = Path(certificates).expanduser()
         directory = where.is_dir()
         context = ssl.create_default_context(
             cafile=None if directory else str(where), capath=str(where) if directory else None
         )
     else:
-        # The system's authorities (a company's proxy is among them) and certifi's (macOS Pythons have no system ones).
+        # The system's authorities (SSL_CERT_FILE, or where a company's proxy is among them) and, as macOS and some
+        # containers have none, certifi's; then the bundles that other clients are told to trust.
+        context = ssl.create_default_context()
         with contextlib.suppress(ImportError, OSError):
             import certifi
 
             context.load_verify_locations(certifi.where())
-        for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"):
-            extra = os.environ.get(variable, "")
+        for path in extra:
             with contextlib.suppress(OSError):
-                if extra and Path(extra).is_file():
-                    context.load_verify_locations(extra)
-    if network.client_certificate:
-        context.load_cert_chain(str(Path(network.client_certificate).expanduser()))
+                if Path(path) != Path(os.path.realpath(os.environ.get("SSL_CERT_FILE", ""))) and Path(path).is_file():
+                    context.load_verify_locations(path)
+    if client_certificate:
+        context.load_cert_chain(str(Path(client_certificate).expanduser()))
     return context
 
 
@@ -161,7 +175,7 @@ def get(network: Network, url: str, *, accept: str = "*/*", limit: int = 64 << 2
         clean, headers = _authorised(network, url)
         for attempt in range(3):
             if attempt:
-                time.sleep(0.5 * 2**attempt)
+                time.sleep(BACKOFF * 2**attempt)
             try:
                 with client.stream("GET", clean, headers={**headers, "accept": accept}) as answer:
                     if answer.status_code != 200:
@@ -201,7 +215,7 @@ def download(network: Network, url: str, target: Path, *, size: int | None, repo
                     return
                 target.unlink()
                 before = 0
-            wait = 0.5 * 2**failures
+            wait = BACKOFF * 2**failures
             try:
                 if _attempt(client, clean, headers, target, before, size, report):
                     return
@@ -266,7 +280,7 @@ def _attempt(
         done = start
         report(done, expected)
         with _writing(target), target.open("ab" if start else "wb") as out:
-            for chunk in answer.iter_raw(1 << 18):
+            for chunk in answer.iter_raw():
                 done += len(chunk)
                 if done > (expected if expected is not None else MAX_DOWNLOAD):
                     raise Unreachable(f"{redact(url)} sends more than the {expected or MAX_DOWNLOAD} bytes expected")

@@ -125,7 +125,7 @@ def _sentence(part: Part, notes: list[str], mismatch: bool, online: bool, store:
     if mismatch:
         return SensoriumError(
             f"{part.source} is refused, since the published file is not the pinned one ({'; '.join(notes[-3:])}): "
-            f"pinned is {part.sha256}; correct the pin if you trust the new file, or put the pinned archive into {store}."
+            f"pinned is {part.sha256}; correct the pin if you trust that file, or put the right one into {store}."
         )
     if not online:
         return SensoriumError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 from urllib.request import url2pathname
 
@@ -121,7 +124,9 @@ def local_path(place: str) -> Path | None:
         return Path(url2pathname(urlsplit(place).path))
     if "://" in place:
         return None
-    return Path(place).expanduser()
+    with contextlib.suppress(RuntimeError):  # "~name" of an unknown user
+        return Path(place).expanduser().absolute()
+    return Path(place).absolute()
 
 
 def parse_page(body: bytes, content_type: str, base: str) -> list[Offer]:
@@ -130,28 +135,23 @@ def parse_page(body: bytes, content_type: str, base: str) -> list[Offer]:
     Raises:
         Unreachable: the page is neither.
     """
-    if "json" in content_type or body.lstrip()[:1] == b"{":
-        try:
-            rows = [
-                (row["filename"], row["url"], row.get("hashes") or {}, row.get("size"))
-                for row in json.loads(body)["files"]
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Unreachable(f"{redact(base)} answered with a page that is no package index") from error
-        return [_offer(name, urljoin(base, url), hashes.get("sha256", ""), size) for name, url, hashes, size in rows]
-    page = _Links()
-    page.feed(body.decode("utf-8", "replace"))
-    found = []
-    for link in page.links:
-        url, fragment = urldefrag(urljoin(urljoin(base, page.base), link))
-        digest = fragment.partition("sha256=")[2][:64].lower()
-        found.append(_offer(unquote(urlsplit(url).path.rpartition("/")[2]), url, digest, None))
-    return found
+    try:
+        if "json" in content_type or body.lstrip()[:1] == b"{":
+            return [_offer(urljoin(base, row["url"]), row) for row in json.loads(body)["files"]]
+        page = _Links()
+        page.feed(body.decode("utf-8", "replace"))
+        return [_offer(urljoin(urljoin(base, page.base), link), {}) for link in page.links]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unreachable(f"{redact(base)} answered with a page that is no package index") from error
 
 
-def _offer(filename: str, url: str, digest: str, size: object) -> Offer:
+def _offer(link: str, row: Mapping[str, Any]) -> Offer:
+    """An offer from a link (``...name.whl#sha256=...``) and, in JSON, the row that it stands in."""
+    url, fragment = urldefrag(link)
+    name = str(row.get("filename") or unquote(urlsplit(url).path.rpartition("/")[2]))
+    digest = str((row.get("hashes") or {}).get("sha256") or fragment.partition("sha256=")[2][:64]).lower()
     path = local_path(url) if url.lower().startswith("file:") else None
-    return Offer(filename, "" if path else url, path, digest, size if isinstance(size, int) else None)
+    return Offer(name, "" if path else url, path, digest, row["size"] if isinstance(row.get("size"), int) else None)
 
 
 class _Links(HTMLParser):
