@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,8 +288,7 @@ def test_asking_imports_no_training_half(model, picture):
 
 def test_a_picture_from_standard_input(model, picture):
     child = process("ask", "What?", "-a", "-", "--model", model, "--max-tokens", 3, "--json", stdin=subprocess.PIPE)
-    with open(picture, "rb") as file:
-        out, err = child.communicate(file.read(), timeout=60)
+    out, err = child.communicate(Path(picture).read_bytes(), timeout=60)
     assert child.returncode == 0, err
     assert json.loads(out)["usage"]["media_tokens"] == tiny.TOKENS
 

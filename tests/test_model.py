@@ -13,7 +13,7 @@ import sensorium
 import tiny
 from sensorium.answer import Answer, StopText
 from sensorium.errors import SensoriumError, UsageError
-from sensorium.prompt import Message
+from sensorium.messages import Message, parse_messages
 
 
 def colour(r, g, b):
@@ -194,7 +194,7 @@ def test_multi_turn_equals_laying_the_turns_out_by_hand(model):
         {"role": "user", "content": "again"},
     ]
     tokenizer = model.parts.tokenizer.get()
-    ids = model.prepare(sensorium.prompt.parse_messages(turns)).segments[0].ids
+    ids = model.prepare(parse_messages(turns)).segments[0].ids
     assert tokenizer.decode(ids).endswith("user\nthe an in\nassistant\nan the\nuser\nagain\nassistant\n")
 
 

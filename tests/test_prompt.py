@@ -14,7 +14,8 @@ from sensorium.backbones.gguf import GGUF
 from sensorium.backbones.tokenizer import Tokenizer
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.media import Image, load_image
-from sensorium.prompt import IGNORE, Message, Slot, decode_data_url, parse_messages, render
+from sensorium.messages import Message, Slot, decode_data_url, parse_messages
+from sensorium.prompt import IGNORE, render
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from sensorium.composition import Composition
     from sensorium.errors import SensoriumError, UsageError
     from sensorium.media import Image, load_image
+    from sensorium.messages import Message
     from sensorium.model import Model, load
-    from sensorium.prompt import Message
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ _HOMES = {
     "Answer": "sensorium.answer",
     "Composition": "sensorium.composition",
     "Image": "sensorium.media",
-    "Message": "sensorium.prompt",
+    "Message": "sensorium.messages",
     "Model": "sensorium.model",
     "SensoriumError": "sensorium.errors",
     "Stream": "sensorium.answer",

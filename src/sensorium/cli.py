@@ -235,7 +235,7 @@ def _sampling(max_tokens: int, temperature: float, seed: int | None) -> dict[str
 
 def _check_files(files: list[str]) -> None:
     """Refuse, before anything loads, what no file can mean."""
-    from sensorium.prompt import refuse_remote
+    from sensorium.messages import refuse_remote
 
     if files.count("-") > 1:
         raise UsageError("- stands twice, but standard input can be read once.")
@@ -329,6 +329,8 @@ _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code: 0 done, 1 the work failed, 2 the call is wrong, 130
     interrupted."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows ? and does not end the program
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = _run(arguments)
         sys.stdout.flush()

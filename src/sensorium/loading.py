@@ -8,6 +8,7 @@ cache: a conversation without pictures never opens the encoder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sensorium import __version__, hub, seams
 from sensorium.composition import Composition, file_sha256
+from sensorium.errors import SensoriumError
 
 if TYPE_CHECKING:
     from sensorium.backbones.engine import Engine
@@ -126,7 +128,7 @@ class Parts:
                 facts = asdict(spec_from_gguf(gguf))
             return {**facts, "eos_ids": sorted(facts["eos_ids"])}
 
-        facts = remembered(["backbone", self.composition.identity("backbone")], read)
+        facts = remembered(["backbone", self.composition.identity("backbone")], read, self._trained(seams.BACKBONE))
         return BackboneSpec(**{**facts, "eos_ids": frozenset(facts["eos_ids"])})
 
     def _tokenizer(self) -> Tokenizer:
@@ -162,7 +164,10 @@ class Parts:
 
         declared = self.composition.spec.encoders[modality]  # type: ignore[index]
         options = {"threads": self.threads, **declared.options}
-        return encoders.create(declared.kind, self._path("encoders", modality), **options)
+        encoder = encoders.create(declared.kind, self._path("encoders", modality), **options)
+        # What `features` remembered may come from an older version of the encoder's code: the one that runs decides.
+        seams.check_fingerprint(self.composition, seams.part_name(modality), encoder.spec.fingerprint)
+        return encoder
 
     def _features(self, modality: str) -> FeatureSpec:
         from sensorium.encoders.base import FeatureSpec, Grid, Sequence
@@ -174,7 +179,8 @@ class Parts:
 
         declared = self.composition.spec.encoders[modality]  # type: ignore[index]
         identity = self.composition.identity("encoders", modality)
-        facts = remembered(["encoder", declared.kind, json.dumps(declared.options, sort_keys=True), identity], read)
+        names = ["encoder", declared.kind, json.dumps(declared.options, sort_keys=True), identity]
+        facts = remembered(names, read, self._trained(seams.part_name(modality)))
         layout = Grid(*facts["grid"]) if facts["grid"] else Sequence()
         return FeatureSpec(facts["dim"], layout, facts["rate_hz"], facts["fingerprint"])
 
@@ -182,6 +188,10 @@ class Parts:
         from sensorium.projectors.runtime import Projector
 
         return Projector(self.composition.file(self.composition.spec.projectors[modality].onnx), self.threads)  # type: ignore[index]
+
+    def _trained(self, part: str) -> str:
+        """The fingerprint that the manifest lists for a frozen part, or an empty text."""
+        return self.composition.manifest.frozen.get(part, "") if self.composition.manifest else ""
 
     def _say(self, text: str) -> None:
         if self.progress:
@@ -193,16 +203,25 @@ def digest(names: list[str]) -> str:
     return hashlib.sha256("\0".join([__version__, *names]).encode()).hexdigest()[:32]
 
 
-def remembered(names: list[str], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A small JSON object that depends on `names` alone, from the cache, or read and kept there."""
+def remembered(names: list[str], read: Callable[[], dict[str, Any]], fingerprint: str = "") -> dict[str, Any]:
+    """Facts about a frozen part that depend on `names` alone: from the cache, or read from the part and kept there.
+
+    Before a part is refused because its fingerprint is not the expected one, it is read again: the cache may be stale.
+    """
     path = hub.cache_dir("facts") / f"{digest(names)}.json"
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        facts = read()
-        with hub.atomic_write(path, "w") as file:
-            json.dump(facts, file)
-        return facts
+        facts = dict(json.loads(path.read_bytes()))
+        if not fingerprint or facts["fingerprint"] == fingerprint:
+            return facts
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    facts = read()
+    with (
+        contextlib.suppress(SensoriumError),
+        hub.atomic_write(path, "w") as file,
+    ):  # a cache that cannot be written is no loss
+        json.dump(facts, file)
+    return facts
 
 
 def _bind(make: Callable[[str], T], modality: str) -> Lazy[T]:

@@ -24,7 +24,8 @@ from sensorium.composition import Composition
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.loading import Parts
 from sensorium.media import Image, load_image
-from sensorium.prompt import Message, Rendered, parse_messages, render
+from sensorium.messages import Message, parse_messages
+from sensorium.prompt import Rendered, render
 
 if TYPE_CHECKING:
     from pathlib import Path

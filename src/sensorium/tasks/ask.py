@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensorium.errors import UsageError
 from sensorium.media import load_image
-from sensorium.prompt import Message
+from sensorium.messages import Message
 
 if TYPE_CHECKING:
     from sensorium.answer import Answer, Stream

@@ -14,7 +14,7 @@ import numpy as np
 
 from sensorium.errors import UsageError
 from sensorium.media import Image, load_image
-from sensorium.prompt import Message
+from sensorium.messages import Message
 
 if TYPE_CHECKING:
     from sensorium.model import Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sensorium.media import load_image
-from sensorium.prompt import Message
+from sensorium.messages import Message
 
 if TYPE_CHECKING:
     from sensorium.answer import Answer, Stream

@@ -1,0 +1,170 @@
+"""Conversations as people write them: `Message`, and OpenAI-style dicts parsed into it.
+
+Everything that comes from outside passes here, so this is also where remote addresses, foreign files and oversized data
+URLs are refused: nothing is ever fetched because a message names it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sensorium.errors import UsageError
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A medium whose features come from elsewhere: training places cached features with it."""
+
+    kind: str = "image"
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """One turn: a role and its content, texts and media in any order.
+
+    Args:
+        role: "system", "user" or "assistant".
+        content: a text, or a sequence of texts and media (`sensorium.Image`, `Slot`). Media only in user messages.
+
+    Raises:
+        UsageError: the role is unknown, or the content cannot stand in it.
+    """
+
+    role: str
+    content: Any
+    texts: tuple[str, ...] = field(init=False, repr=False)
+    media: tuple[Any, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise UsageError(f"message role {self.role!r} is unknown; use one of {', '.join(ROLES)}.")
+        parts = (self.content,) if isinstance(self.content, str) else tuple(self.content)
+        texts, media = tuple(p for p in parts if isinstance(p, str)), tuple(p for p in parts if not isinstance(p, str))
+        if media and self.role != "user":
+            raise UsageError(f"a {self.role} message holds a picture; pictures belong in user messages.")
+        for text in texts:
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UsageError("the text is not valid Unicode (it holds a lone surrogate); pass it as UTF-8.")
+        object.__setattr__(self, "content", parts)
+        object.__setattr__(self, "texts", texts)
+        object.__setattr__(self, "media", media)
+
+    @property
+    def text(self) -> str:
+        """All texts of the message, one per line."""
+        return "\n".join(self.texts)
+
+
+_ROLES_ALIKE = {"developer": "system"}
+_TEXT_TYPES = ("text", "input_text", "output_text")
+_IMAGE_TYPES = ("image_url", "input_image", "image")
+
+
+def parse_messages(
+    messages: str | Iterable[Message | Mapping[str, Any]],
+    *,
+    local_files: bool = True,
+    max_bytes: int = 64 * 1024 * 1024,
+) -> list[Message]:
+    """Accept messages as people write them: a text, `Message`s, or OpenAI-style dicts.
+
+    A dict has "role" and "content"; the content is a text or a list of parts: {"type": "text", "text": ...},
+    {"type": "image_url", "image_url": {"url": "data:image/...;base64,..."}} and {"type": "image", "image": X} where X
+    is a path, bytes, a PIL image, an array or a `sensorium.Image`. Unknown fields are ignored.
+
+    Args:
+        messages: the conversation.
+        local_files: whether "image" may name a file of this machine; a server passes False.
+        max_bytes: limit on the encoded picture in a data URL, checked before it is decoded.
+
+    Raises:
+        UsageError: a message or part is malformed, of a kind that no part of a composition takes, or names a remote
+            URL.
+        SensoriumError: a picture cannot be decoded.
+    """
+    if isinstance(messages, str):
+        return [Message("user", messages)]
+    if isinstance(messages, Mapping):
+        raise UsageError("messages is a single dict; pass a list of messages.")
+    parsed = [
+        m if isinstance(m, Message) else _parse_message(i, m, local_files, max_bytes) for i, m in enumerate(messages)
+    ]
+    if not parsed:
+        raise UsageError("the conversation is empty; give at least one message.")
+    return parsed
+
+
+def _parse_message(index: int, message: object, local_files: bool, max_bytes: int) -> Message:
+    where = f"messages[{index}]"
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise UsageError(f"{where} is no message; write {{'role': 'user', 'content': 'text'}}.")
+    role = _ROLES_ALIKE.get(str(message["role"]), str(message["role"]))
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return Message(role, content or "")
+    if not isinstance(content, (list, tuple)):
+        raise UsageError(f"{where}: content is a {type(content).__name__}; write a text or a list of parts.")
+    parts = [_parse_part(f"{where}.content[{i}]", part, local_files, max_bytes) for i, part in enumerate(content)]
+    return Message(role, parts)
+
+
+def _parse_part(where: str, part: object, local_files: bool, max_bytes: int) -> Any:
+    from sensorium import media
+
+    if isinstance(part, (str, Slot, media.Image)):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping) or not isinstance(kind, str):
+        raise UsageError(f"{where} is no content part; write {{'type': 'text', 'text': ...}}.")
+    if kind in _TEXT_TYPES:
+        if not isinstance(part.get("text"), str):
+            raise UsageError(f"{where}: a text part needs 'text', a string.")
+        return part["text"]
+    if kind not in _IMAGE_TYPES:
+        raise UsageError(f"{where}: parts of type {kind!r} are not taken; use 'text', 'image_url' or 'image'.")
+    if kind == "image":
+        source = part.get("image")
+        if source is None:
+            raise UsageError(f"{where}: an image part needs 'image', a path, bytes, a PIL image or an array.")
+        if isinstance(source, str) and source.startswith("data:"):
+            return media.load_image(decode_data_url(source, max_bytes))
+        if isinstance(source, str):
+            refuse_remote(source)
+        if not local_files and not isinstance(source, bytes):
+            raise UsageError(f"{where}: files of this machine are not read here; send the picture as a data: URL.")
+        return media.load_image(source)
+    url = part.get("image_url")
+    url = url.get("url") if isinstance(url, Mapping) else url
+    if not isinstance(url, str):
+        raise UsageError(f"{where}: an {kind} part needs a data: URL.")
+    return media.load_image(decode_data_url(url, max_bytes))
+
+
+def refuse_remote(source: str) -> None:
+    """Raise UsageError for http(s), ftp and the like: nothing is fetched because a message or a flag names it."""
+    scheme, separator, _ = source.partition("://")
+    if separator and scheme.isalnum():
+        shown = source if len(source) <= 60 else source[:57] + "..."
+        raise UsageError(f"{shown} is a remote address, which is never fetched; download the file and pass it instead.")
+
+
+def decode_data_url(url: str, max_bytes: int) -> bytes:
+    """The bytes of a base64 `data:` URL of at most `max_bytes`. Raises UsageError for any other URL."""
+    refuse_remote(url)
+    head, comma, payload = url.partition(",")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        raise UsageError(
+            "an image URL must be a data: URL in base64, such as data:image/jpeg;base64,...; nothing else is read."
+        )
+    if len(payload) * 3 // 4 > max_bytes:
+        raise UsageError(f"the picture in a data: URL has more than {max_bytes // 1024 // 1024} MiB; make it smaller.")
+    try:
+        return base64.b64decode(payload.encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise UsageError("the base64 in a data: URL is malformed; encode the picture again.") from None
