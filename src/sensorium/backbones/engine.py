@@ -1,0 +1,426 @@
+"""The runtime's language-model engine: prompts of token ids and embeddings in, tokens and log-probabilities out.
+
+    engine = Engine(directory)                       # what onnx_graph.build wrote
+    for step in engine.generate([Segment(ids=ids)], SamplingParams(max_tokens=64)):
+        ...
+
+A prompt is prefilled one sequence at a time, in chunks; what earlier prompts had in common with it comes from the prefix
+cache. Decoding then runs all sequences of a batch together. An engine may be shared by threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensorium.backbones.embeddings import Embeddings
+from sensorium.backbones.graph_runner import Binding, GraphRunner
+from sensorium.backbones.kv_cache import KVCache
+from sensorium.backbones.onnx_graph import read_facts
+from sensorium.backbones.prefix_cache import Codes, PrefixCache, media_codes, token_codes
+from sensorium.backbones.sampling import Sampler, SamplingParams, log_softmax
+from sensorium.errors import UsageError
+
+__all__ = ["Engine", "Prompt", "SamplingParams", "Segment", "Stats", "Step"]
+
+Floats = NDArray[np.float32]
+Finish = Literal["stop", "length", "cancelled"]
+
+# Prefill in pieces of this many positions: large enough to be efficient, small enough that a cancellation is noticed
+# soon and that attention's scratch memory (heads x piece x capacity) stays small.
+CHUNK = 512
+# Room for this many generated positions is made at once.
+_HEADROOM = 256
+# How many bytes of copied prefix, and how many positions with logits, one batch of answers may take in `score`.
+_SCORE_BYTES = 64 << 20
+_SCORE_POSITIONS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A stretch of a prompt: token `ids`, or `embeds` float32 [n, dim] of a medium.
+
+    `key` names the content of `embeds` for the prefix cache (a digest of everything they depend on); without one, the
+    values themselves are digested.
+    """
+
+    ids: tuple[int, ...] = ()
+    embeds: Floats | None = None
+    key: str = ""
+
+
+Prompt = Sequence[Segment]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token. `logprob` is its natural-log probability under the model; `top` the likeliest tokens, if
+    asked for. The last step has `finish`: a stop token ("stop"; the token is that stop token), the limit on tokens or
+    the end of the context ("length"), or `cancel` was set ("cancelled"; the token is still valid)."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+@dataclass
+class Stats:
+    """Seconds and tokens of one call: `cached_tokens` of the `prompt_tokens` came from the prefix cache."""
+
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decoding speed; the first token belongs to the prefill."""
+        return (self.generated_tokens - 1) / self.decode_s if self.decode_s > 0 and self.generated_tokens > 1 else 0.0
+
+
+class _Cancelled(Exception):
+    """Raised between two chunks of a prefill."""
+
+
+class Engine:
+    """A language model ready to run.
+
+    Args:
+        model_dir: a directory that `onnx_graph.build` wrote.
+        threads: threads of the graph; None for one per physical core this process may use.
+        prefix_cache_bytes: how much memory earlier prompts may take; 0 turns the prefix cache off.
+
+    Attributes:
+        spec: the model's `BackboneSpec`.
+        context: the most positions of a prompt and its answer together.
+        stats: of the latest call (of any thread).
+
+    Raises:
+        SensoriumError: the directory is damaged or of another version.
+    """
+
+    def __init__(self, model_dir: Path, threads: int | None = None, prefix_cache_bytes: int = 256 << 20) -> None:
+        facts = read_facts(model_dir)
+        self.spec = facts["spec"]
+        self.context: int = facts["context"]
+        self.stats = Stats()
+        self._embed = Embeddings(model_dir / "weights.bin", facts["embeddings"], self.spec.vocab, self.spec.dim)
+        self._runner = GraphRunner(model_dir, self.spec, threads)
+        self._prefixes = PrefixCache(prefix_cache_bytes)
+
+    # -- prompts ------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Sequence[int]) -> Floats:
+        """Embeddings float32 [n, dim] of token ids. Raises UsageError for an id outside the vocabulary."""
+        rows = np.asarray(ids, np.int64).reshape(-1)
+        if rows.size and not 0 <= rows.min() <= rows.max() < self.spec.vocab:
+            raise UsageError(
+                f"The ids hold {rows.min()} to {rows.max()}; the vocabulary has 0 to {self.spec.vocab - 1}."
+            )
+        return self._embed(rows)
+
+    def prompt_length(self, prompt: Prompt) -> int:
+        """How many positions a prompt takes."""
+        return sum(len(s.ids) if s.embeds is None else len(s.embeds) for s in prompt)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        cancel: threading.Event | None = None,
+        stats: Stats | None = None,
+    ) -> Iterator[Step]:
+        """Continue a prompt, token by token.
+
+        Args:
+            prompt: at least one position, at most `context`.
+            cancel: set it from another thread to end early. If it is set before the first token, there is no step.
+            stats: filled while generating; `self.stats` is the latest call's.
+
+        Raises:
+            UsageError: the prompt is empty, malformed or longer than the context (at once, not at the first step).
+        """
+        steps = self.generate_batch([prompt], params, cancel, stats)
+        return (step for (step,) in steps if step is not None)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams],
+        cancel: threading.Event | None = None,
+        stats: Stats | None = None,
+    ) -> Iterator[list[Step | None]]:
+        """Continue several prompts together; each step gives one entry per prompt, None where that one has finished.
+
+        Prompts may differ in length, and `params` be one for all or one each. Every sequence gets the tokens that it
+        would get alone.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise UsageError(f"{len(prompts)} prompts came with {len(each)} sampling parameters; give one each.")
+        inputs = [self._input(prompt) for prompt in prompts]
+        self.stats = stats if stats is not None else Stats()
+        return self._generate(inputs, each, cancel, self.stats)
+
+    def score(self, prompt: Prompt, choices: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """log P(choice | prompt), float64 [K], of K continuations, each of one token or more, from one prefill.
+
+        Raises:
+            UsageError: there is no choice, one is empty, or prompt and choice exceed the context.
+        """
+        if not choices or not all(len(choice) for choice in choices):
+            raise UsageError("The choices to score are empty; give at least one, each of at least one token.")
+        source = self._input(prompt, room=max(map(len, choices)) - 1)
+        for choice in choices:
+            self.embed(choice)  # refuses ids outside the vocabulary before any work
+        self.stats = stats = Stats()
+        cache, logits = self._prefill(source, stats, None, len(source.embeds))
+        self._remember(source.codes, cache, 0)
+        started = time.perf_counter()
+        first = log_softmax(logits)
+        scores = np.array([first[choice[0]] for choice in choices], np.float64)
+        longer = [k for k, choice in enumerate(choices) if len(choice) > 1]
+        for group in self._groups(longer, choices, cache):
+            scores[group] += self._continuations(cache, [choices[k] for k in group])
+        stats.decode_s = time.perf_counter() - started
+        return scores
+
+    def next_logprobs(self, prompt: Prompt) -> Floats:
+        """Natural-log probabilities float32 [vocab] of the token after the prompt."""
+        source = self._input(prompt)
+        self.stats = Stats()
+        cache, logits = self._prefill(source, self.stats, None, len(source.embeds))
+        self._remember(source.codes, cache, 0)
+        return log_softmax(logits)
+
+    def logits(self, prompt: Prompt) -> Floats:
+        """Logits float32 [n, vocab] after each position of the prompt (the prefix cache is not used)."""
+        return self._everywhere(prompt, "logits")
+
+    def hidden_states(self, prompt: Prompt) -> Floats:
+        """Hidden states float32 [n, dim] at each position, after the last norm (what the output head sees)."""
+        return self._everywhere(prompt, "hidden")
+
+    def clear_cache(self) -> None:
+        """Forget earlier prompts."""
+        self._prefixes.clear()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _input(self, prompt: Prompt, room: int = 0) -> _Input:
+        """Checks a prompt and joins its segments; `room` positions must remain after it."""
+        embeds: list[Floats] = []
+        codes: list[Codes] = []
+        ids: list[int] = []
+        for segment in prompt:
+            if segment.embeds is None:
+                embeds.append(self.embed(segment.ids))
+                codes.append(token_codes(tuple(segment.ids)))
+                ids.extend(segment.ids)
+                continue
+            values = np.asarray(segment.embeds, np.float32)
+            if segment.ids or values.ndim != 2 or values.shape[1] != self.spec.dim:
+                raise UsageError(
+                    f"A segment holds {'ids as well as ' if segment.ids else ''}embeddings of shape {values.shape}; "
+                    f"give either ids or embeddings [n, {self.spec.dim}]."
+                )
+            if not np.isfinite(values).all():
+                raise UsageError("A segment's embeddings hold values that are not finite; check what made them.")
+            embeds.append(values)
+            codes.append(media_codes(len(values), segment.key, values))
+        length = sum(map(len, embeds))
+        if not length:
+            raise UsageError("The prompt is empty; give at least one token.")
+        if length + room > self.context:
+            answer = f" and the longest answer to score {room + 1}" if room else ""
+            raise UsageError(
+                f"The prompt has {length} tokens{answer}, and the model's context holds {self.context}; "
+                "shorten the text or attach less."
+            )
+        return _Input(np.concatenate(embeds), np.concatenate(codes), ids)
+
+    def _prefill(
+        self, source: _Input, stats: Stats, cancel: threading.Event | None, capacity: int
+    ) -> tuple[KVCache, Floats]:
+        """A cache that holds the prompt, and the logits float32 [vocab] after it."""
+        started = time.perf_counter()
+        cache = self._runner.cache(1, capacity)
+        count = len(source.embeds)
+        # The last position is always computed, because its logits are wanted.
+        known = self._prefixes.find(source.codes[:-1])
+        if known is not None:
+            cache.write(0, known)
+        start = int(cache.lengths[0])
+        stats.prompt_tokens += count
+        stats.cached_tokens += start
+        logits = np.empty(0, np.float32)
+        while start < count:
+            if cancel is not None and cancel.is_set():
+                raise _Cancelled
+            end = min(count, start + CHUNK)
+            binding = Binding(self._runner, cache, end - start, 1 if end == count else 0)
+            binding.embeds[0] = source.embeds[start:end]
+            binding.step()
+            logits, start = binding.outputs["logits"][0], end
+        stats.prefill_s += time.perf_counter() - started
+        return cache, logits[0]
+
+    def _generate(
+        self, inputs: list[_Input], params: list[SamplingParams], cancel: threading.Event | None, stats: Stats
+    ) -> Iterator[list[Step | None]]:
+        sequences: list[_Sequence] = []
+        shared: KVCache | None = None
+        try:
+            for i, (source, chosen) in enumerate(zip(inputs, params)):
+                length = len(source.embeds)
+                limit = min(chosen.max_tokens, self.context - length + 1)
+                cache, logits = self._prefill(source, stats, cancel, length + min(limit, _HEADROOM))
+                sampler = Sampler(chosen, self.spec.vocab, source.ids)
+                sequences.append(_Sequence(source, chosen, sampler, limit, logits))
+                if len(inputs) == 1:
+                    shared = cache
+                else:
+                    # The caches of all prompts in one; a prompt's own is let go at once.
+                    shared = shared or self._runner.cache(len(inputs), cache.capacity)
+                    shared.adopt(i, cache)
+            if shared is None:
+                return
+            yield from self._decode(sequences, shared, cancel, stats)
+        except _Cancelled:
+            # Prompts that were prefilled in vain are remembered all the same.
+            return
+        finally:
+            for sequence in sequences:
+                if sequence.row >= 0 and shared is not None:
+                    self._remember(sequence.codes(int(shared.lengths[sequence.row])), shared, sequence.row)
+
+    def _decode(
+        self, sequences: list[_Sequence], cache: KVCache, cancel: threading.Event | None, stats: Stats
+    ) -> Iterator[list[Step | None]]:
+        for row, sequence in enumerate(sequences):
+            sequence.row = row
+        running = list(sequences)
+        binding: Binding | None = None
+        while True:
+            started = time.perf_counter()
+            cancelled = cancel is not None and cancel.is_set()
+            steps = {id(sequence): sequence.choose(cancelled) for sequence in running}
+            stats.generated_tokens += len(running)
+            stats.decode_s += time.perf_counter() - started
+            yield [steps.get(id(sequence)) for sequence in sequences]
+            started = time.perf_counter()
+            finished = [sequence for sequence in running if sequence.finished]
+            if finished:
+                running = [sequence for sequence in running if not sequence.finished]
+                if not running:
+                    return
+                for sequence in finished:
+                    self._remember(sequence.codes(int(cache.lengths[sequence.row])), cache, sequence.row)
+                    sequence.row = -1
+                cache.keep([sequence.row for sequence in running])
+                for row, sequence in enumerate(running):
+                    sequence.row = row
+                binding = None
+            if binding is None:
+                binding = Binding(self._runner, cache, 1, 1)
+            binding.embeds[:, 0] = self._embed([sequence.tokens[-1] for sequence in running])
+            binding.step()
+            logits = binding.outputs["logits"]
+            for row, sequence in enumerate(running):
+                sequence.logits = logits[row, 0]
+            stats.decode_s += time.perf_counter() - started
+
+    def _remember(self, codes: Codes, cache: KVCache, row: int) -> None:
+        """Keeps a sequence for later prompts that begin like it."""
+        size = 2 * self.spec.layers * self.spec.kv_heads * self.spec.head_dim * 4 * len(codes)
+        if size <= self._prefixes.limit and not self._prefixes.covers(codes):
+            self._prefixes.add(codes, cache.read(row, len(codes)))
+
+    def _groups(self, longer: list[int], choices: Sequence[Sequence[int]], cache: KVCache) -> Iterator[list[int]]:
+        """Indices of choices that are continued together: similar lengths, bounded memory."""
+        per_row = max(1, cache.buffers[0][0].nbytes * len(cache.buffers))
+        ordered = sorted(longer, key=lambda k: len(choices[k]))
+        while ordered:
+            longest = len(choices[ordered[-1]])
+            count = max(1, min(_SCORE_BYTES // per_row, _SCORE_POSITIONS // longest))
+            yield ordered[-count:]
+            del ordered[-count:]
+
+    def _continuations(self, prefix: KVCache, choices: list[Sequence[int]]) -> NDArray[np.float64]:
+        """Sum of log-probabilities of all tokens but the first of each choice, given the prefix and what precedes."""
+        steps = max(map(len, choices)) - 1
+        cache = self._runner.cache(len(choices), int(prefix.lengths[0]) + steps)
+        for row in range(len(choices)):
+            cache.adopt(row, prefix)
+        binding = Binding(self._runner, cache, steps, steps)
+        binding.embeds[...] = 0  # shorter choices end in padding, which nothing before it can see
+        for row, choice in enumerate(choices):
+            binding.embeds[row, : len(choice) - 1] = self._embed(choice[:-1])
+        binding.step()
+        totals = np.zeros(len(choices))
+        for row, choice in enumerate(choices):
+            logprobs = log_softmax(binding.outputs["logits"][row, : len(choice) - 1])
+            totals[row] = logprobs[np.arange(len(choice) - 1), list(choice[1:])].sum(dtype=np.float64)
+        return totals
+
+    def _everywhere(self, prompt: Prompt, output: str) -> Floats:
+        source = self._input(prompt)
+        count = len(source.embeds)
+        cache = self._runner.cache(1, count)
+        parts = []
+        for start in range(0, count, CHUNK):
+            steps = min(CHUNK, count - start)
+            binding = Binding(self._runner, cache, steps, steps, outputs=(output,))
+            binding.embeds[0] = source.embeds[start : start + steps]
+            binding.step()
+            parts.append(binding.outputs[output][0])
+        return np.concatenate(parts)
+
+
+@dataclass
+class _Input:
+    """A checked prompt: embeddings float32 [n, dim], prefix-cache codes [n, 3], and the ids among it."""
+
+    embeds: Floats
+    codes: Codes
+    ids: list[int]
+
+
+@dataclass
+class _Sequence:
+    """One sequence of a batch; `row` is its place in the shared cache, -1 once it has left."""
+
+    source: _Input
+    params: SamplingParams
+    sampler: Sampler
+    limit: int
+    logits: Floats
+    tokens: list[int] = field(default_factory=list)
+    finished: bool = False
+    row: int = -1
+
+    def choose(self, cancelled: bool) -> Step:
+        choice = self.sampler(self.logits)
+        self.tokens.append(choice.token)
+        finish: Finish | None = None
+        if choice.token in self.params.stop_ids:
+            finish = "stop"
+        elif cancelled:
+            finish = "cancelled"
+        elif len(self.tokens) >= self.limit:
+            finish = "length"
+        self.finished = finish is not None
+        return Step(choice.token, choice.logprob, choice.top, finish)
+
+    def codes(self, length: int) -> Codes:
+        """Codes of the `length` positions that the cache holds of this sequence."""
+        return np.concatenate([self.source.codes, token_codes(tuple(self.tokens))])[:length]
