@@ -145,12 +145,14 @@ class Parts:
 
     def _graph(self, lora: Path | None) -> Path:
         """The directory of the quantised graph, written on first use (seconds)."""
+        from sensorium.backbones.onnx_graph import WRITER_VERSION, build
+
         quantization = self.composition.spec.backbone.quantization
-        names = [self.composition.identity("backbone"), quantization, file_sha256(lora) if lora else "bare"]
+        changes = file_sha256(lora) if lora else "bare"
+        names = ["llm", str(WRITER_VERSION), self.composition.identity("backbone"), quantization, changes]
         directory = hub.cache_dir("graphs") / digest(names)
         if not directory.is_dir():
             from sensorium.backbones.gguf import GGUF
-            from sensorium.backbones.onnx_graph import build
 
             with hub.file_lock(directory):
                 if not directory.is_dir():
