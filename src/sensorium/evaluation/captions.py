@@ -162,14 +162,20 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence[Sequence[str]], beta
 
 
 def cider_d(hypotheses: Sequence[str], references: Sequence[Sequence[str]], sigma: float = 6.0) -> float:
-    """CIDEr-D (Vedantam et al. 2015), 0 to 10: tf-idf cosine over 1- to 4-grams, clipped, with a length penalty.
+    """The mean of `cider_d_scores`."""
+    scores = cider_d_scores(hypotheses, references, sigma)
+    return float(np.mean(scores)) if scores else math.nan
+
+
+def cider_d_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]], sigma: float = 6.0) -> list[float]:
+    """CIDEr-D of each caption (Vedantam et al. 2015), 0 to 10: clipped tf-idf cosine of 1- to 4-grams, length penalty.
 
     The idf comes from these references, so N = 1 gives 0 and the value depends on N. As in coco-caption, lengths are
     counted in bigrams.
     """
     pairs = list(_pairs(hypotheses, references))
     if not pairs:
-        return math.nan
+        return []
     frequency: Counter[Ngram] = Counter()
     for _, several in pairs:
         frequency.update({gram for reference in several for n in range(1, 5) for gram in ngrams(reference, n)})
@@ -198,7 +204,7 @@ def cider_d(hypotheses: Sequence[str], references: Sequence[Sequence[str]], sigm
                     )
                     score += overlap / norm * penalty / 4
         scores.append(10 * score / len(several))
-    return float(np.mean(scores))
+    return scores
 
 
 def _pairs(

@@ -1,0 +1,175 @@
+"""`sensorium eval`: run suites, show the scorecard, keep the results."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import numpy as np
+
+from sensorium.errors import SensoriumError, UsageError
+from sensorium.evaluation.scorecard import Scorecard
+
+if TYPE_CHECKING:
+    from sensorium.evaluation.items import EvalItem
+    from sensorium.model import Model
+
+SUITES = ("image",)
+
+
+def evaluate(
+    suites: Sequence[str] = (),
+    *,
+    model: str | Path = "mini",
+    projector_only: str | Path | None = None,
+    split: Literal["dev", "test"] = "test",
+    catalogue: Path | None = None,
+    limit: int | None = None,
+    results: Path | None = Path("results"),
+    table: TextIO | None = None,
+) -> dict[str, Any]:
+    """Run suites of questions and show every score beside its baselines.
+
+    Args:
+        suites: names of `SUITES`; none means all.
+        model: name or directory of the composition.
+        projector_only: a composition without LoRA to show beside it.
+        split: photographs of the development or of the test half. The test half is for results, not for choices.
+        catalogue: a catalogue of training pictures (JSON lines) whose test half the scenes are made of; None looks in the
+            cache and leaves the scenes out, with a note, where there is none.
+        limit: at most so many pictures of each kind, for a quick look.
+        results: directory for `<suite>.json` and `<suite>.md`; None keeps nothing.
+        table: where the table is printed; None is standard error.
+
+    Returns:
+        {"model", "suites": {name: scorecard}}, plain values for JSON.
+
+    Raises:
+        UsageError: a suite is unknown.
+        SensoriumError: the model or the photographs cannot be had.
+    """
+    names = list(dict.fromkeys(suites)) or list(SUITES)
+    for name in names:
+        if name not in SUITES:
+            raise UsageError(f"the suite {name!r} is unknown; known suites: {', '.join(SUITES)}.")
+    import sensorium
+
+    loaded: Model = sensorium.load(model)
+    cards = {"image": image_suite(loaded, projector_only, split, catalogue, limit)}
+    for card in cards.values():
+        _show(card, table or sys.stderr)
+        if results is not None:
+            card.save(results)
+    return {"model": loaded.name, "suites": {name: card.to_dict() for name, card in cards.items()}}
+
+
+def image_suite(
+    model: Model,
+    projector_only: str | Path | None = None,
+    split: Literal["dev", "test"] = "test",
+    catalogue: Path | None = None,
+    limit: int | None = None,
+) -> Scorecard:
+    """The image suite of one model; see `evaluate`."""
+    import sensorium
+    from sensorium.evaluation.subjects import CascadeSubject, ModelSubject
+    from sensorium.evaluation.suites import image
+
+    notes: list[str] = []
+    items = [*_photo_items(split, limit, notes), *_scene_items(catalogue, limit, notes)]
+    if not items:
+        raise SensoriumError("No picture of the image suite can be had here; see the notes above and try again online.")
+    plain = ModelSubject(sensorium.load(projector_only)) if projector_only else None
+    started = time.perf_counter()
+    with _progress("image") as tick:
+        outcomes = image.collect(
+            ModelSubject(model), items, cascade=CascadeSubject(model), projector_only=plain, progress=tick
+        )
+    seconds = time.perf_counter() - started
+    facts = {**_facts(), "split": split, "questions": len(items), "seconds": round(seconds, 1)}
+    facts["pictures"] = len({item.picture for item in items})
+    return Scorecard("image", model.name, image.rows(items, outcomes), facts, notes)
+
+
+def _photo_items(split: Literal["dev", "test"], limit: int | None, notes: list[str]) -> list[EvalItem]:
+    from sensorium.evaluation import photos
+
+    wanted = photos.photos(split)[:limit]
+    return photos.photo_items(wanted, photos.fetch_photos(wanted, missing=notes.append))
+
+
+def _scene_items(catalogue: Path | None, limit: int | None, notes: list[str]) -> list[EvalItem]:
+    """Scenes from the test half of a catalogue; none, with a note, where there is no catalogue."""
+    from sensorium.evaluation import scenes
+    from sensorium.training.data.scenes import load_items
+
+    path = catalogue or default_catalogue()
+    if not path.is_file():
+        if catalogue is not None:
+            raise UsageError(f"there is no catalogue {catalogue}; give the catalogue.jsonl that training wrote.")
+        notes.append(
+            f"The scenes are left out: there is no catalogue of pictures at {path}; `sensorium train` makes it."
+        )
+        return []
+    rows = load_items(path)
+    trained = {word for row in rows if row.split == "train" for word in (row.name, *row.also)}
+    sizes = scenes.Sizes() if limit is None else scenes.Sizes(*[limit] * 6)
+    return scenes.scene_items([row for row in rows if row.split == "test"], trained, sizes)
+
+
+def default_catalogue() -> Path:
+    """Where training keeps its catalogue in the cache."""
+    from sensorium import hub
+
+    return hub.cache_dir("catalogue") / "catalogue.jsonl"
+
+
+def _facts() -> dict[str, Any]:
+    from sensorium import __version__
+
+    return {
+        "sensorium": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _show(card: Scorecard, stream: TextIO) -> None:
+    from rich.console import Console
+
+    console = Console(file=stream)
+    if not console.is_terminal:
+        console = Console(file=stream, width=200)
+    console.print(card.to_table())
+    for note in card.notes:
+        console.print(note, markup=False)
+
+
+class _progress:
+    """A progress bar on standard error, as a context manager that gives a function of (done, all)."""
+
+    def __init__(self, label: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task(label, total=None)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self._bar.start()
+        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
