@@ -144,6 +144,7 @@ def test_equals_torch_for_every_type(tmp_path, new):
             want = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
             assert tensors[key].dtype == want.dtype and tensors[key].shape == want.shape
             np.testing.assert_array_equal(tensors[key], want)
+            assert not tensors[key].flags.writeable
 
 
 # --- hostile files ----------------------------------------------------------------------------------------------------
@@ -253,6 +254,7 @@ def test_noise_is_refused(tmp_path, noise, where):
         legacy(keys=("1",)),
         legacy(keys=("0", "1"), storages=SIX * 2),
         legacy(storages=items(range(5))),
+        legacy(storages=items(range(7))),
         legacy(storages=struct.pack("<q", -1)),
         legacy(mapping(a=tensor(), b=tensor(kind="LongStorage"))),
         legacy(mapping(w=tensor(kind="QInt8Storage"))),
@@ -267,6 +269,15 @@ def test_noise_is_refused(tmp_path, noise, where):
 )
 def test_inconsistent_files_are_refused(read, data):
     refused(read, data)
+
+
+def test_a_compressed_storage_is_refused_rather_than_read_as_it_stands(read):
+    buffer = io.BytesIO(zipped(mapping(w=tensor((400,), (1,), numel=400)), data=b"", pad=b"\1" * 2000))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("archive/data/1", b"\0" * 1600, zipfile.ZIP_DEFLATED)
+        archive.writestr("archive/more", b"\1" * 2000)
+    data = buffer.getvalue().replace(b"archive/data/0", b"archive/data/2").replace(b"archive/data/1", b"archive/data/0")
+    assert "compressed" in refused(read, data)
 
 
 HUGE = 1 << 40
