@@ -72,5 +72,10 @@ def _integer(name: str, options: Options, default: int) -> int:
     return value
 
 
-KINDS: dict[str, Callable[[Options, FeatureSpec], int]] = {"mlp": _mlp, "resampler": _resampler}
+def _concept(options: Options, features: FeatureSpec) -> int:
+    """`concept`: one token for the whole picture, then one for every block of `pool` x `pool` cells (default 2)."""
+    return 1 + _mlp({"pool": _integer("pool", options, 2)}, features)
+
+
+KINDS: dict[str, Callable[[Options, FeatureSpec], int]] = {"mlp": _mlp, "concept": _concept, "resampler": _resampler}
 """Projector kind -> its token count. A new projector adds one line here and one torch file beside this one."""

@@ -71,7 +71,25 @@ class Scene:
     pixels: np.ndarray  # uint8 [CANVAS, CANVAS, 3]
     objects: tuple[Placed, ...]
     kind: str  # single | several | count | box | photo | empty
-    box: str = ""  # what the objects lie in ("box", "basket"), if anything
+    box: str = ""  # what the objects lie in ("box", "crate"), if anything
+    ground: Item | None = None  # the photograph behind the objects: what it shows may be true, but is not asked for
+
+    def labels(self) -> dict[str, Any]:
+        """Everything that ``questions.Asker`` needs to know, as plain JSON."""
+        ground = self.ground
+        return {
+            "kind": self.kind,
+            "box": self.box,
+            "photo": ground is not None or self.kind == "photo",
+            "maybe": [ground.name, *ground.also, *ground.never] if ground else [],
+            "objects": [
+                {
+                    "name": o.item.name, "also": o.item.also, "never": o.item.never, "attributes": o.item.attributes,
+                    "x": round(o.x, 3), "y": round(o.y, 3), "w": round(o.w, 3), "h": round(o.h, 3), "inside": o.inside,
+                }
+                for o in self.objects
+            ],
+        }  # fmt: skip
 
 
 @lru_cache(maxsize=6000)
@@ -113,12 +131,18 @@ def _smooth_noise(rng: Rng, cells: int, channels: int = 3) -> np.ndarray:
     return np.asarray(Image.fromarray(small).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC))
 
 
-def background(rng: Rng, photos: Sequence[str]) -> Image.Image:
+def background(rng: Rng, photos: Sequence[Item]) -> tuple[Image.Image, Item | None]:
     """A photograph's crop (most often), a plain colour, a gradient, blurred noise or a table edge."""
-    kind = rng.random()
-    if photos and kind < 0.62:
-        image = photo_crop(photos[int(rng.integers(len(photos)))], rng, least=0.3)
-        return image.filter(ImageFilter.GaussianBlur(rng.uniform(1, 5))) if rng.random() < 0.35 else image
+    if photos and rng.random() < 0.62:
+        item = photos[int(rng.integers(len(photos)))]
+        image = photo_crop(item.path, rng, least=0.25)
+        blurred = rng.random() < 0.35
+        return (image.filter(ImageFilter.GaussianBlur(rng.uniform(1, 5))) if blurred else image), item
+    return _plain_background(rng), None
+
+
+def _plain_background(rng: Rng) -> Image.Image:
+    kind = rng.uniform(0.62, 1.0)
     if kind < 0.72:
         return Image.new("RGB", (CANVAS, CANVAS), (255, 255, 255))
     if kind < 0.82:
@@ -191,7 +215,7 @@ def degrade(image: Image.Image, rng: Rng) -> Image.Image:
 def _columns(rng: Rng, n: int) -> list[tuple[float, float, float]]:
     """Places for ``n`` objects that overlap little: (x, y, largest size), in random order."""
     if n == 1:
-        size = float(rng.uniform(0.35, 1.0))
+        size = float(rng.uniform(0.4, 1.15))
         room = max(0.0, (1 - size) / 2 + 0.05)
         return [(0.5 + float(rng.uniform(-room, room)), 0.5 + float(rng.uniform(-room, room)), size)]
     columns = n if n <= 3 else math.ceil(n / 2)
@@ -232,44 +256,63 @@ def _draw_box(canvas: Image.Image, rng: Rng) -> tuple[str, tuple[float, float, f
     return name, (left + wall, top + wall, right - wall, bottom - wall)
 
 
+# Photographs are what counts; line drawings are far from them.
+STYLE_WEIGHT = {"photo": 4.0, "drawing": 1.5, "clipart": 1.0, "emoji-3d": 1.0, "emoji-flat": 0.35}
+
+
 class Pool:
     """The catalogue's pictures of one split, drawn by name first so that rare nouns are seen as often as common ones."""
 
     def __init__(self, items: Sequence[Item], weight: Callable[[str], float] | None = None) -> None:
-        self.backgrounds = [i.path for i in items if i.kind == "background"]
+        self.backgrounds = [i for i in items if i.kind == "background" or i.source == "wallpapers"]
         self.photos = [i for i in items if i.kind == "photo"]
         by_name: dict[str, list[Item]] = {}
+        photos_of: dict[str, list[Item]] = {}
         for item in items:
-            if item.kind not in ("background", "photo"):
+            if item.kind == "photo":
+                photos_of.setdefault(item.name, []).append(item)
+            elif item.kind != "background":
                 by_name.setdefault(item.name, []).append(item)
+        self.photo_names = sorted(photos_of)
+        self.photos_of = photos_of
+        shares = np.array([len(photos_of[n]) ** 0.5 for n in self.photo_names])
+        self.photo_weights = shares / shares.sum() if len(shares) else shares
         self.names = sorted(by_name)
         self.by_name = by_name
+        styles = {n: np.array([STYLE_WEIGHT.get(i.style, 1.0) for i in by_name[n]]) for n in self.names}
+        self.within = {n: s / s.sum() for n, s in styles.items()}
         # between uniform over names and uniform over pictures: a noun with 40 pictures has more to teach than one with 1
-        weights = np.array([len(by_name[n]) ** 0.5 * (weight(n) if weight else 1.0) for n in self.names])
+        weights = np.array([styles[n].sum() ** 0.5 * (weight(n) if weight else 1.0) for n in self.names])
         self.weights = weights / weights.sum() if len(weights) else weights
+
+    def photo(self, rng: Rng) -> Item:
+        """A whole photograph whose name is known."""
+        options = self.photos_of[self.photo_names[int(rng.choice(len(self.photo_names), p=self.photo_weights))]]
+        return options[int(rng.integers(len(options)))]
 
     def item(self, rng: Rng, name: str | None = None) -> Item:
         name = name or self.names[int(rng.choice(len(self.names), p=self.weights))]
         options = self.by_name[name]
-        return options[int(rng.integers(len(options)))]
+        return options[int(rng.choice(len(options), p=self.within[name]))]
 
 
 def compose(pool: Pool, seed: int, mix: dict[str, float] | None = None) -> Scene:
     """Draw the scene that ``seed`` stands for. ``mix`` gives the weights of the kinds of scene."""
     rng = np.random.default_rng([seed, 0x5CE7E])
-    mix = dict(mix or {"single": 0.42, "several": 0.28, "count": 0.12, "box": 0.1, "photo": 0.08})
+    mix = dict(mix or {"single": 0.42, "several": 0.28, "count": 0.12, "box": 0.08, "photo": 0.12, "empty": 0.05})
     if not pool.photos:
         mix.pop("photo", None)
     kinds, weights = list(mix), np.array(list(mix.values()), dtype=np.float64)
     kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
-    box = ""
+    box, ground = "", None
     placed: list[Placed] = []
     if kind == "photo":
-        item = pool.photos[int(rng.integers(len(pool.photos)))]
+        item = pool.photo(rng)
         canvas = photo_crop(item.path, rng, least=0.75)
         placed.append(Placed(item, 0.5, 0.5, 1.0, 1.0))
     else:
-        canvas = background(rng, pool.backgrounds).copy()
+        canvas, ground = background(rng, pool.backgrounds)
+        canvas = canvas.copy()
         if kind == "single":
             placed.append(paste(canvas, pool.item(rng), *_columns(rng, 1)[0], rng))
         elif kind == "several":
@@ -300,7 +343,7 @@ def compose(pool: Pool, seed: int, mix: dict[str, float] | None = None) -> Scene
                 at_y = top + (bottom - top) * min(max(y, 0.2), 0.8)
                 put = paste(canvas, pool.item(rng), at_x, at_y, min(size, 0.8) * min(right - left, bottom - top), rng)
                 placed.append(Placed(put.item, put.x, put.y, put.w, put.h, inside=True))
-    return Scene(np.asarray(degrade(canvas, rng)), tuple(placed), kind, box)
+    return Scene(np.asarray(degrade(canvas, rng)), tuple(placed), kind, box, ground)
 
 
 def load_items(catalogue: Path) -> list[Item]:

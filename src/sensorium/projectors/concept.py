@@ -1,0 +1,71 @@
+"""`concept`: translate through the concepts that both frozen models already have.
+
+A classifier's encoder knows concepts as directions of its feature space; a language model knows them as word
+embeddings. This projector starts as the map between the two (each cell's softmax over concept directions, times the
+concepts' word embeddings: one attention layer whose keys and values are given by the frozen parts, in the spirit of
+SITTA's and ReCap's closed-form alignment) and adds an MLP path for what classes do not say: colour, drawing style, words
+that the encoder has no class for. Everything is trained from that start.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sensorium.projectors.mlp import pool_grid
+
+
+class ConceptProjector(nn.Module):
+    """Features [B, h*w, dim] -> embeddings [B, 1 + (h/pool)*(w/pool), out_dim]; token 0 stands for the whole picture.
+
+    Args:
+        dim: feature width.
+        out_dim: backbone width.
+        grid: (h, w) of the encoder's cells.
+        pool: block size of one token.
+        concepts: number of concepts when no directions are given.
+        hidden: width of the MLP path.
+        directions: (weight [concepts, dim], bias [concepts]) of the encoder's classifier, to start from.
+        words: [concepts, out_dim] embedding of each concept's name, to start from.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        grid: tuple[int, int],
+        pool: int = 2,
+        concepts: int = 1000,
+        hidden: int = 768,
+        directions: tuple[np.ndarray, np.ndarray] | None = None,
+        words: np.ndarray | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid, self.pool = grid, pool
+        self.keys = nn.Linear(dim, concepts)
+        self.values = nn.Parameter(torch.randn(concepts, out_dim) * 0.02)
+        if directions is not None:
+            self.keys.weight.data = torch.from_numpy(np.ascontiguousarray(directions[0])).float()
+            self.keys.bias.data = torch.from_numpy(np.ascontiguousarray(directions[1])).float()
+        if words is not None:
+            self.values.data = torch.from_numpy(np.ascontiguousarray(words)).float()
+        self.log_temperature = nn.Parameter(torch.tensor([0.0, -0.7]))  # whole picture, cells
+        self.gain = nn.Parameter(torch.ones(2))
+        tokens = 1 + (grid[0] // pool) * (grid[1] // pool)
+        self.position = nn.Parameter(torch.randn(tokens, out_dim) * 0.01)
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, out_dim)
+        nn.init.normal_(self.down.weight, std=0.01)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits = self.keys(features)
+        scale = self.log_temperature.exp()
+        whole = torch.softmax(logits.mean(dim=1, keepdim=True) * scale[0], dim=-1) * self.gain[0]
+        cells = pool_grid(torch.softmax(logits * scale[1], dim=-1), self.grid, self.pool) * self.gain[1]
+        concepts = torch.cat((whole, cells), dim=1) @ self.values
+        pooled = torch.cat((features.mean(dim=1, keepdim=True), pool_grid(features, self.grid, self.pool)), dim=1)
+        rest = self.down(nn.functional.gelu(self.up(self.norm(pooled))))
+        return concepts + rest + self.position

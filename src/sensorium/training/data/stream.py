@@ -1,0 +1,155 @@
+"""Scenes and synthesised classes -> packed rows with features: what one training step sees.
+
+Step ``s`` of rank ``r`` is a function of (seed, s, r) alone, so a resumed run sees exactly what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from sensorium.prompt import Tokens
+from sensorium.training.class_features import ClassFeatures
+from sensorium.training.data import vocabulary
+from sensorium.training.data.questions import Asker, Vocabulary
+from sensorium.training.data.scenes import Item
+from sensorium.training.rows import Branch, Rows, pack, question_branch
+from sensorium.training.scene_store import SceneStore
+
+# Drawn more often as absent words: what people ask about.
+EVERYDAY = ["cat", "dog", "person", "man", "woman", "child", "car", "bicycle", "motorcycle", "bus", "truck", "train", "boat", "airplane", "horse", "cow", "sheep", "bird", "chicken", "duck", "fish", "apple", "orange", "banana", "strawberry", "grapes", "lemon", "cup", "bottle", "glass", "bowl", "plate", "fork", "knife", "spoon", "chair", "table", "bed", "couch", "lamp", "clock", "book", "computer", "laptop", "keyboard", "mouse", "phone", "television", "camera", "flower", "tree", "plant", "leaf", "house", "building", "church", "castle", "bridge", "tower", "mountain", "beach", "sea", "river", "sky", "road", "hat", "shoe", "shirt", "bag", "umbrella", "ball", "guitar", "piano", "drum", "frog", "turtle", "snake", "lion", "tiger", "elephant", "bear", "monkey", "rabbit", "butterfly", "spider", "bee", "pizza", "cake", "bread", "cheese", "egg", "carrot", "tomato", "potato", "broccoli", "corn", "mushroom"]
+# ImageNet has no class for people; photographs of these classes nearly always show one.
+WORN_OR_HELD = frozenset(
+    ["groom", "scuba diver", "baseball player", "ballplayer", "academic gown", "lab coat", "suit", "military uniform", "jersey", "sweatshirt", "bikini", "maillot", "swimming trunks", "miniskirt", "abaya", "kimono", "sarong", "hoopskirt", "gown", "mortarboard", "wig", "bow tie", "tie", "necktie", "bolo tie", "bearskin", "cardigan", "trench coat", "fur coat", "poncho", "lipstick", "sunglasses", "neck brace", "hair spray", "bulletproof vest", "crash helmet", "football helmet", "snorkel", "bathing cap", "shower cap", "stethoscope", "horizontal bar", "balance beam", "parallel bars", "barbell", "dumbbell", "basketball", "rugby ball", "volleyball", "racket", "ski", "bobsleigh", "unicycle", "stretcher", "barber chair", "jeans", "apron", "stole", "vestment", "seat belt", "harmonica", "french horn", "bassoon", "trombone", "cornet", "flute", "oboe", "cello", "accordion", "sombrero", "cowboy hat", "swimsuit", "overskirt", "pajamas", "feather boa", "t-shirt", "sweater", "sock"]
+)
+CLASS_QUESTIONS = {"yesno": 0.66, "describe": 0.1, "what": 0.1, "which": 0.07, "side": 0.07}
+
+
+def class_names() -> list[tuple[str, tuple[str, ...]]]:
+    """(name, other true words) of the encoder's 1000 classes, as people say them."""
+    known = vocabulary.spellings()
+    rows = []
+    for entry in vocabulary.imagenet():
+        also = tuple(word for word in entry.also if word in known)
+        if entry.name in WORN_OR_HELD and "person" not in also:
+            also = (*also, "person")
+        rows.append((entry.name, also))
+    return rows
+
+
+class SampleStream:
+    """Batches for training.
+
+    Args:
+        store: features and labels of scenes.
+        items: the catalogue's training rows, for the vocabulary.
+        classes: ``ClassFeatures`` of the encoder, or None for scenes alone.
+        grid: the encoder's (h, w).
+        tokenizer, media_tokens: how text and pictures are laid out.
+        rows, row_tokens: size of a batch.
+        class_share: share of rows with synthesised classes.
+        questions: weights of the question kinds; None for the defaults.
+        seed, rank: which stream this is.
+    """
+
+    def __init__(
+        self,
+        store: SceneStore,
+        items: Sequence[Item],
+        classes: ClassFeatures | None,
+        grid: tuple[int, int],
+        tokenizer: Tokens,
+        media_tokens: int,
+        *,
+        rows: int,
+        row_tokens: int,
+        class_share: float = 0.0,
+        questions: Mapping[str, float] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        self.store, self.classes, self.grid = store, classes, grid
+        self.rows, self.row_tokens, self.class_share = rows, row_tokens, class_share if classes else 0.0
+        self.questions, self.seed, self.rank = dict(questions or {}) or None, seed, rank
+        self.names = class_names() if classes else []
+        self.denied = [frozenset(vocabulary.not_deniable(name)) | set(also) for name, also in self.names]
+        known = [(i.name, i.also) for i in items if i.kind != "background"]
+        words = [*known, *self.names, *((word, ()) for word in EVERYDAY)]
+        self.asker = Asker(Vocabulary.from_scenes(words, common=EVERYDAY))
+        self.empty = [i for i in range(len(store)) if store[i][1]["kind"] == "empty"] or list(range(len(store)))
+        self.branch = lru_cache(200_000)(lambda q, a: question_branch(q, a, tokenizer, media_tokens))
+        self.layout = self.branch("?", "!")[0]
+
+    def batch(self, step: int) -> tuple[np.ndarray, Rows]:
+        """Features float32 [rows, cells, dim] and the rows that go with them."""
+        rng = np.random.default_rng([self.seed, step, self.rank])
+        features: list[np.ndarray] = []
+        samples: list[list[Branch]] = []
+        while len(features) < self.rows:
+            if rng.random() < self.class_share:
+                cells, labels = self._class_scene(rng)
+                asked = self.asker.ask(labels, rng, 9, CLASS_QUESTIONS)
+            else:
+                cells, labels = self.store[int(rng.integers(len(self.store)))]
+                asked = self.asker.ask(labels, rng, 9, self.questions) if labels["objects"] else []
+            if asked:
+                features.append(np.asarray(cells, np.float32))
+                samples.append([self.branch(qa.question, qa.answer)[1] for qa in asked])
+        return np.stack(features), pack(self.layout, samples, self.row_tokens)
+
+    def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, Rows]]:
+        """Batches of steps ``start`` to ``stop``, drawn ahead in a thread."""
+        ready: queue.Queue[tuple[np.ndarray, Rows] | BaseException] = queue.Queue(4)
+        ended = threading.Event()
+
+        def draw() -> None:
+            for step in range(start, stop):
+                try:
+                    made: Any = self.batch(step)
+                except Exception as error:
+                    made = error
+                while not ended.is_set():
+                    try:
+                        ready.put(made, timeout=0.5)
+                        break
+                    except queue.Full:
+                        continue
+                if ended.is_set() or isinstance(made, Exception):
+                    return
+
+        threading.Thread(target=draw, daemon=True).start()
+        try:
+            for _ in range(start, stop):
+                made = ready.get()
+                if isinstance(made, BaseException):
+                    raise made
+                yield made
+        finally:
+            ended.set()
+
+    def _class_scene(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        """One or two of the encoder's classes written into a background's features."""
+        assert self.classes is not None
+        base, _ = self.store[self.empty[int(rng.integers(len(self.empty)))]]
+        count = 1 if rng.random() < 0.7 else 2
+        chosen = tuple(int(c) for c in rng.choice(len(self.names), count, replace=False))
+        if count == 1:
+            places = [(rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7), rng.uniform(0.4, 1.2))]
+        else:
+            columns = [rng.uniform(0.15, 0.35), rng.uniform(0.65, 0.85)]
+            rng.shuffle(columns)
+            places = [(x, rng.uniform(0.3, 0.7), rng.uniform(0.35, 0.6)) for x in columns]
+        features = self.classes.write(np.asarray(base, np.float32), self.grid, chosen, places, rng)
+        objects = [
+            {
+                "name": self.names[c][0], "also": self.names[c][1], "never": self.denied[c], "attributes": {},
+                "x": x, "y": y, "w": size, "h": size, "inside": False,
+            }
+            for c, (x, y, size) in zip(chosen, places)
+        ]  # fmt: skip
+        return features, {"kind": "class", "box": "", "photo": True, "maybe": [], "objects": objects}

@@ -1,0 +1,91 @@
+"""Trained tensors -> what inference reads: safetensors, an ONNX twin that points into it, and the manifest.
+
+The twin holds only the graph: each weight is an external tensor at its offset inside the safetensors file, so nothing is
+stored twice and the two can never disagree.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def save_tensors(state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write tensors as safetensors in ``dtype``, by way of a temporary file."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_suffix(".tmp")
+    save_file({name: tensor.detach().to(dtype).contiguous() for name, tensor in state.items()}, str(temporary))
+    temporary.replace(path)
+
+
+def export_projector(projector: nn.Module, cells: int, dim: int, directory: Path, name: str = "image") -> None:
+    """Write ``name.safetensors`` (float16) and ``name.onnx`` (features [B, cells, dim] -> embeds, float32)."""
+    import onnx
+    from onnx import TensorProto, external_data_helper, helper
+
+    weights = directory / f"{name}.safetensors"
+    save_tensors(dict(projector.state_dict()), weights)
+    was_training = projector.training
+    projector.eval()
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the TorchScript exporter is deprecated, its successor needs one package more
+        torch.onnx.export(
+            projector,
+            (torch.zeros(2, cells, dim),),
+            buffer,
+            input_names=["features"],
+            output_names=["embeds"],
+            dynamic_axes={"features": {0: "batch"}, "embeds": {0: "batch"}},
+            opset_version=18,
+            dynamo=False,
+            do_constant_folding=False,
+        )
+    projector.train(was_training)
+    model = onnx.load_model_from_string(buffer.getvalue())
+    offsets = tensor_offsets(weights)
+    kept, casts = [], []
+    for tensor in model.graph.initializer:
+        if tensor.name not in offsets:
+            kept.append(tensor)
+            continue
+        start, length, shape = offsets[tensor.name]
+        if tuple(tensor.dims) != shape:
+            raise ValueError(f"the exporter reshaped {tensor.name}: {tuple(tensor.dims)} is not {shape}")
+        half = TensorProto(name=f"{tensor.name}.f16", data_type=TensorProto.FLOAT16, dims=shape)
+        half.raw_data = np.zeros(0, np.float16).tobytes()
+        external_data_helper.set_external_data(half, weights.name, start, length)
+        half.ClearField("raw_data")
+        kept.append(half)
+        casts.append(helper.make_node("Cast", [half.name], [tensor.name], to=TensorProto.FLOAT))
+    missing = set(offsets) - {t.name.removesuffix(".f16") for t in kept}
+    if missing:
+        raise ValueError(f"the exported graph does not use {', '.join(sorted(missing))}")
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(kept)
+    tokens = projector(torch.zeros(1, cells, dim)).shape[1:]
+    output = model.graph.output[0].type.tensor_type.shape.dim
+    output[1].dim_value, output[2].dim_value = int(tokens[0]), int(tokens[1])
+    (directory / f"{name}.onnx").write_bytes(model.SerializeToString())
+
+
+def tensor_offsets(path: Path) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+    """Tensor name -> (offset in the file, bytes, shape) of a safetensors file."""
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    return {
+        name: (8 + size + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0], tuple(entry["shape"]))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }

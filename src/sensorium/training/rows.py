@@ -1,0 +1,124 @@
+"""Lay samples out for training: one picture, several questions, one row.
+
+Questions about the same picture share its tokens: each question is a branch that sees the picture and itself, never
+another question, and its positions go on from the picture's end. The result equals training on every question alone
+(tested), for a fraction of the tokens. Branches come from ``prompt.render``, so training and inference share one layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sensorium.errors import SensoriumError
+from sensorium.prompt import IGNORE, Message, Slot, Tokens, render
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The part of one conversation behind the shared picture: ids and labels, one per position."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every conversation about one picture begins with.
+
+    Attributes:
+        before: ids before the picture.
+        media: positions that the picture takes.
+    """
+
+    before: tuple[int, ...]
+    media: int
+
+    @property
+    def length(self) -> int:
+        """Shared positions."""
+        return len(self.before) + self.media
+
+
+def split_conversation(messages: Sequence[Message], tokenizer: Tokens, media_tokens: int) -> tuple[Layout, Branch]:
+    """Render one conversation with one picture and cut it behind the picture.
+
+    Raises:
+        SensoriumError: the conversation holds no picture or more than one, or no answer.
+    """
+    rendered = render(messages, tokenizer, media_tokens, generate=False)
+    places = rendered.media_positions()
+    if len(places) != 1:
+        raise SensoriumError(f"a training sample holds {len(places)} pictures; this layout takes exactly one.")
+    start, end = places[0]
+    ids, labels = rendered.ids(), rendered.labels()
+    return Layout(tuple(ids[:start]), end - start), Branch(tuple(ids[end:]), tuple(labels[end:]))
+
+
+def question_branch(question: str, answer: str, tokenizer: Tokens, media_tokens: int) -> tuple[Layout, Branch]:
+    """The usual sample: a picture and a question, then the answer."""
+    turns = [Message("user", [Slot(), question]), Message("assistant", answer)]
+    layout, branch = split_conversation(turns, tokenizer, media_tokens)
+    # the newline after the answer's end marker teaches nothing and is never generated
+    last = max(i for i, label in enumerate(branch.labels) if label != IGNORE)
+    return layout, Branch(branch.ids[: last + 1], branch.labels[: last + 1])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch, all arrays [B, length].
+
+    Attributes:
+        ids: token ids, 0 at picture and padding positions.
+        positions: rotary positions.
+        branch: 0 for the shared part, 1.. for the questions, -1 for padding.
+        labels: the id to be predicted *at* this position from the one before it (not yet shifted).
+        media: (start, end) of the picture in every row.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    branch: np.ndarray
+    labels: np.ndarray
+    media: tuple[int, int]
+
+    def mask(self) -> np.ndarray:
+        """Boolean [B, length, length]: may position i attend to j? Causal, own branch or shared part."""
+        b, length = self.branch.shape
+        own = self.branch[:, :, None] == self.branch[:, None, :]
+        shared = (self.branch == 0)[:, None, :]
+        causal = np.tril(np.ones((length, length), bool))
+        return (own | shared) & causal  # padding sees padding: no row of the softmax is empty
+
+    def targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(row, position that predicts, id) of every target; the position before it is in the same branch."""
+        rows, places = np.nonzero(self.labels != IGNORE)
+        return rows, places - 1, self.labels[rows, places]
+
+
+def pack(layout: Layout, samples: Sequence[Sequence[Branch]], length: int) -> Rows:
+    """Place each picture's branches in a row of ``length``; branches that do not fit are left out, the first must fit."""
+    shared = layout.length
+    ids = np.zeros((len(samples), length), np.int64)
+    positions = np.zeros((len(samples), length), np.int64)
+    branch_of = np.full((len(samples), length), -1, np.int64)
+    labels = np.full((len(samples), length), IGNORE, np.int64)
+    for row, branches in enumerate(samples):
+        ids[row, : len(layout.before)] = layout.before
+        positions[row, :shared] = np.arange(shared)
+        branch_of[row, :shared] = 0
+        at = shared
+        for number, branch in enumerate(branches, start=1):
+            size = len(branch.ids)
+            if at + size > length:
+                if number == 1:
+                    raise SensoriumError(f"a sample of {shared + size} tokens does not fit rows of {length}; raise row_tokens.")
+                continue
+            ids[row, at : at + size] = branch.ids
+            labels[row, at : at + size] = branch.labels
+            positions[row, at : at + size] = shared + np.arange(size)
+            branch_of[row, at : at + size] = number
+            at += size
+    return Rows(ids, positions, branch_of, labels, (len(layout.before), shared))
