@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits that are checked before anything is decoded.
+    """Limits that hold before anything is decoded.
 
     Attributes:
         max_bytes: size of the encoded file.
-        max_pixels: width x height of a frame.
+        max_pixels: width x height of a frame. 64 million pixels take up to 0.6 GB while they are decoded.
         max_side: width or height alone, in pixels.
-        max_frames: frames of an animation (the first is taken; more than this is refused as a bomb).
+        max_frames: frames of an animation or pages of a document (the first is taken; more than this is refused).
     """
 
     max_bytes: int = 64 * 1024 * 1024

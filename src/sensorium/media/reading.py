@@ -1,0 +1,118 @@
+"""Bytes from a path, a buffer or a stream, never more than the limit and never from a pipe or a device."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from sensorium.errors import SensoriumError
+
+_PIECE = 1 << 20
+
+
+def readable_size(size: int) -> str:
+    """A number of bytes for people: "64 MiB", "1.5 kB"."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} bytes"
+
+
+def shown(name: object) -> str:
+    """A name as it may stand in a message: printable, on one line, not endless."""
+    text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(name))
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-90:]}"
+
+
+def read_bytes(
+    src: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO, max_bytes: int
+) -> tuple[bytes, str]:
+    """The bytes of ``src`` and the name to use for it in messages.
+
+    A path must name a regular file: pipes, devices and sockets could block or never end. Addresses are not fetched.
+
+    Raises:
+        SensoriumError: it does not exist, is no regular file, cannot be read, is empty or too large.
+    """
+    if isinstance(src, (bytes, bytearray, memoryview)):
+        data, label = bytes(src) if len(src) <= max_bytes else b"", "The data"
+        too_large = len(src) > max_bytes
+    elif isinstance(src, (str, os.PathLike)):
+        data, label = _read_path(src, max_bytes)
+        too_large = len(data) > max_bytes
+    else:
+        label = shown(name) if isinstance(name := getattr(src, "name", None), str) else "The stream"
+        data = _read_stream(src, label, max_bytes)
+        too_large = len(data) > max_bytes
+    if too_large:
+        raise too_large_error(label, None, max_bytes)
+    if not data:
+        raise SensoriumError(f"{label} is empty; give a file that has something in it.")
+    return data, label
+
+
+def too_large_error(label: str, size: int | None, max_bytes: int) -> SensoriumError:
+    """The sentence for a file over the limit."""
+    has = f"has {readable_size(size)}, " if size is not None else "has "
+    return SensoriumError(f"{label} {has}more than the {readable_size(max_bytes)} that are read; give a smaller file.")
+
+
+def _read_path(src: str | os.PathLike[str], max_bytes: int) -> tuple[bytes, str]:
+    text = os.fsdecode(os.fspath(src))
+    label = shown(text)
+    if text.lower().startswith(("http://", "https://", "ftp://", "data:", "file://", "s3://")):
+        kind = "a data URL" if text.lower().startswith("data:") else "an address"
+        raise SensoriumError(
+            f"{label} is {kind} and no path; save it to a file first, as nothing is fetched from here."
+        )
+    if not text:
+        raise SensoriumError("An empty path names no file; give the path of a file.")
+    try:
+        _refuse_special(Path(text).stat().st_mode, label)
+        # Not blocking, should the file have become a pipe since; a terminal must not become ours.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(text, flags | getattr(os, "O_CLOEXEC", 0)), "rb") as handle:
+            facts = os.fstat(handle.fileno())
+            _refuse_special(facts.st_mode, label)
+            if facts.st_size > max_bytes:
+                raise too_large_error(label, facts.st_size, max_bytes)
+            return handle.read(max_bytes + 1), label
+    except FileNotFoundError as error:
+        raise SensoriumError(f"{label} does not exist; check the path.") from error
+    except IsADirectoryError as error:
+        raise SensoriumError(f"{label} is a directory; name the files in it.") from error
+    except PermissionError as error:
+        raise SensoriumError(f"{label} may not be read by this user; change its permissions.") from error
+    except OSError as error:
+        raise SensoriumError(
+            f"{label} cannot be read ({error.strerror or 'input error'}); check the path and the disk."
+        ) from error
+    except ValueError as error:  # a NUL in the path
+        raise SensoriumError(f"{label} is no path; check it for strange characters.") from error
+
+
+def _refuse_special(mode: int, label: str) -> None:
+    if stat.S_ISDIR(mode):
+        raise SensoriumError(f"{label} is a directory; name the files in it.")
+    if stat.S_ISFIFO(mode):
+        raise SensoriumError(f"{label} is a pipe and no file; send its content to standard input and give - instead.")
+    if not stat.S_ISREG(mode):
+        raise SensoriumError(f"{label} is a device or a socket and no file; copy its content to a file first.")
+
+
+def _read_stream(src: BinaryIO, label: str, max_bytes: int) -> bytes:
+    if not hasattr(src, "read"):
+        raise SensoriumError(
+            f"A value of type {type(src).__name__} is nothing that can be read; give a path, bytes or a binary stream."
+        )
+    pieces = bytearray()
+    try:
+        while len(pieces) <= max_bytes and (piece := src.read(min(_PIECE, max_bytes + 1 - len(pieces)))):
+            if not isinstance(piece, (bytes, bytearray)):
+                raise SensoriumError(f"{label} is open as text; open it with mode 'rb'.")
+            pieces += piece
+    except (OSError, ValueError) as error:
+        raise SensoriumError(f"{label} cannot be read ({type(error).__name__}); open it for reading.") from error
+    return bytes(pieces)
