@@ -1,8 +1,8 @@
 """The catalogue of named pictures that the training scenes are made of.
 
-``build`` reads every source, names each picture with words of the lexicon, splits by object word and by style, drops test
-look-alikes from the training side and writes one JSON line per picture (see ``Entry``). A picture whose name does not end in
-a noun that the lexicon knows is dropped: fewer pictures with right names beat many with doubtful ones.
+``build`` reads every source, names each picture with words of the lexicon, splits by object word and by style, drops
+test look-alikes from the training side and writes one JSON line per picture (see ``Entry``). A picture whose name does
+not end in a noun that the lexicon knows is dropped: fewer pictures with right names beat many with doubtful ones.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sensorium.training.data import vocabulary
+from sensorium.training.data import packages, vocabulary
 from sensorium.training.data.naming import colour_of, correction, name_of
 from sensorium.training.data.pictures import Book
 from sensorium.training.data.sources import SOURCES, Source
+from sensorium.training.data.words import word_list
 
 HELD_OUT_NOUNS = 0.10  # share of nouns that no training picture shows or names
 HELD_OUT_STYLE = "emoji-3d"
@@ -27,7 +28,12 @@ HELD_OUT_STYLE = "emoji-3d"
 
 @dataclass
 class Entry:
-    """One named picture. ``also`` are other words true of the whole, ``contains`` other things in view, ``never`` words that may be true."""
+    """One named picture.
+
+    ``also`` are other words true of the named thing, ``contains`` other things in view, ``never`` words that may be
+    true and so must not be denied. ``kind`` is cutout, clipart, emoji, photo or background; a photograph of scenery
+    alone is listed twice, once as photo and once as background (its key ends in "#ground").
+    """
 
     path: str
     key: str
@@ -51,41 +57,10 @@ class Entry:
         return [self.name, *self.contains]
 
 
-# What a whole photograph often shows without anybody naming it: never denied.
-_UNNOTICED = frozenset(
-    [
-        "sky",
-        "cloud",
-        "tree",
-        "grass",
-        "plant",
-        "leaf",
-        "bush",
-        "water",
-        "rock",
-        "stone",
-        "ground",
-        "wall",
-        "wood",
-        "floor",
-        "shadow",
-        "sand",
-        "road",
-        "path",
-    ]
-)
-
-
 @functools.lru_cache(maxsize=1)
 def _scenery() -> frozenset[str]:
     """Nouns of pictures that other things can be pasted on."""
-    return (
-        vocabulary.kinds_of("landscape")
-        | frozenset(
-            ["background", "sky", "cloud", "grass", "water", "sunset", "star", "fog", "leaf", "field", "road", "wall"]
-        )
-        | {"night sky", "landscape"}
-    )
+    return vocabulary.kinds_of("landscape") | word_list("scenery")
 
 
 def held_out(name: str) -> bool:
@@ -93,173 +68,9 @@ def held_out(name: str) -> bool:
 
     Broad words that many kinds fall under are never held out: they would take their kinds with them.
     """
-    if vocabulary.kinds_of(name) or name in ALWAYS_TRAIN:
+    if vocabulary.kinds_of(name) or name in word_list("always-train"):
         return False
     return int(hashlib.sha256(("noun:" + name).encode()).hexdigest()[:8], 16) / 2**32 < HELD_OUT_NOUNS
-
-
-# The commonest words stay in training: real photographs are what counts, and "unseen words" needs only a sample of the rest.
-ALWAYS_TRAIN = frozenset(
-    [
-        "man",
-        "woman",
-        "boy",
-        "girl",
-        "child",
-        "baby",
-        "person",
-        "people",
-        "face",
-        "apple",
-        "orange",
-        "banana",
-        "lemon",
-        "pear",
-        "strawberry",
-        "grapes",
-        "tomato",
-        "carrot",
-        "bus",
-        "bicycle",
-        "motorcycle",
-        "airplane",
-        "helicopter",
-        "train",
-        "boat",
-        "ship",
-        "horse",
-        "cow",
-        "sheep",
-        "pig",
-        "chicken",
-        "duck",
-        "elephant",
-        "lion",
-        "tiger",
-        "zebra",
-        "giraffe",
-        "monkey",
-        "rabbit",
-        "mouse",
-        "squirrel",
-        "frog",
-        "butterfly",
-        "bee",
-        "spider",
-        "snake",
-        "turtle",
-        "table",
-        "chair",
-        "couch",
-        "bed",
-        "lamp",
-        "clock",
-        "book",
-        "cup",
-        "bottle",
-        "glass",
-        "plate",
-        "bowl",
-        "fork",
-        "knife",
-        "spoon",
-        "key",
-        "umbrella",
-        "shoe",
-        "hat",
-        "shirt",
-        "t-shirt",
-        "pants",
-        "dress",
-        "guitar",
-        "violin",
-        "piano",
-        "trumpet",
-        "camera",
-        "laptop",
-        "television",
-        "phone",
-        "hammer",
-        "scissors",
-        "pencil",
-        "pen",
-        "ball",
-        "house",
-        "church",
-        "castle",
-        "bridge",
-        "mountain",
-        "beach",
-        "sea",
-        "sky",
-        "sun",
-        "moon",
-        "star",
-        "cloud",
-        "snow",
-        "water",
-        "tree",
-        "flower",
-        "rose",
-        "sunflower",
-        "grass",
-        "pizza",
-        "bread",
-        "cheese",
-        "egg",
-        "cake",
-        "hamburger",
-        "coffee",
-        "beer",
-        "wine",
-        "owl",
-        "eagle",
-        "penguin",
-        "parrot",
-        "rooster",
-        "hen",
-        "pumpkin",
-        "mushroom",
-        "onion",
-        "potato",
-        "pepper",
-        "corn",
-        "broccoli",
-        "backpack",
-        "suitcase",
-        "glasses",
-        "rocket",
-        "tractor",
-        "ambulance",
-        "traffic",
-        "light",
-        "street",
-        "balloon",
-        "teddy",
-        "bear",
-        "doll",
-        "kite",
-        "candle",
-        "box",
-        "bag",
-        "window",
-        "door",
-        "fish",
-        "shark",
-        "dolphin",
-        "whale",
-    ]
-) | {
-    "traffic light",
-    "teddy bear",
-    "palm tree",
-    "soccer ball",
-    "mobile phone",
-    "ice cream",
-    "potted plant",
-    "christmas tree",
-    "police officer",
-}
 
 
 def entries(source: Source, trees: tuple[Path, ...], book: Book, unnamed: list[str] | None = None) -> Iterator[Entry]:
@@ -285,7 +96,7 @@ def entries(source: Source, trees: tuple[Path, ...], book: Book, unnamed: list[s
         if style == "photo":
             kind = "cutout" if alpha else "background" if name == "background" else "photo"
             if not alpha:
-                never = sorted({*never, *_UNNOTICED})
+                never = sorted({*never, *word_list("unnoticed")})
         elif kind in ("photo", "cutout"):
             kind = "clipart"
         entry = Entry(
@@ -337,7 +148,7 @@ def build(
 ) -> Path:
     """Write ``out_dir/catalogue.jsonl`` and return its path.
 
-    ``trees`` is a folder of extracted packages ("deb/NAME", "npm/NAME", "pypi/NAME"); without it they are fetched by the hub.
+    ``trees`` is a folder of unpacked packages ("deb/NAME", "npm/NAME"); without it the hub fetches them.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     say = progress or (lambda _: None)
@@ -345,10 +156,7 @@ def build(
     rows: list[Entry] = []
     unnamed: list[str] = []
     for source in sources:
-        roots = tuple((trees or out_dir) / tree for tree in source.trees)
-        if not all(root.exists() for root in roots):
-            say(f"{source.name}: not there, skipped")
-            continue
+        roots = tuple(trees / name if trees else packages.tree(name) for name in source.trees)
         found = list(entries(source, roots, book, unnamed))
         for row in found:
             if row.style == HELD_OUT_STYLE:

@@ -10,34 +10,25 @@ import fnmatch
 import functools
 import re
 from importlib import resources
+from itertools import pairwise
 
 from sensorium.training.data import vocabulary
 from sensorium.training.data.sources import Raw
+from sensorium.training.data.words import word_list
 
-_LINK = re.compile(
-    r"\b(?:with|without|in|inside|on|onto|of|by|from|for|that|which|wearing|holding|playing|riding|eating|and|or|is|resembles|covered|worn|"
-    r"under|near|at|to|has|making|dancing|used|lets|used|facing|reading|walking|showing|behind|against|con|e|di|da|del|della|ai|al|alla|in)\b"
+_LINK = re.compile(  # what ends the first noun phrase
+    r"\b(?:with|without|in|inside|on|onto|of|by|from|for|that|which|wearing|holding|playing|riding|eating|and|or|is|to|"
+    r"has|resembles|covered|worn|under|near|at|making|dancing|used|lets|facing|reading|walking|showing|behind|against|"
+    r"con|e|di|da|del|della|ai|al|alla)\b"
 )
 _SHOWS = re.compile(r"\b(?:with|in|inside|on|and|wearing|holding|playing|riding|eating|dancing|reading|con|e)\b")
 _MEASURE = re.compile(
-    r"^(?:an? |some |the |two |very |small |large |big |little )*(?:pair|bunch|cluster|cup|head|glass|string|quarter|plant|tube|slice|piece|loaf|bowl|plate|model|baby|couple|stack|bar|ball)s? of "
+    r"^(?:an? |some |the |two |very |small |large |big |little )*(?:pair|bunch|cluster|cup|head|glass|string|quarter|"
+    r"plant|tube|slice|piece|loaf|bowl|plate|model|baby|couple|stack|bar|ball)s? of "
 )
-_COLOURS = [
-    "red",
-    "green",
-    "blue",
-    "yellow",
-    "orange",
-    "purple",
-    "pink",
-    "brown",
-    "black",
-    "white",
-    "grey",
-    "gray",
-    "silver",
-    "golden",
-]
+_COLOURS = frozenset(
+    {"red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "gray", "silver"}
+)
 _DOING = re.compile(r"^(man|woman|person|men|women|people|boy|girl)\b(?: \w+)? \w+ing\b")
 _WITH_VERB = {
     "biking": "bicycle",
@@ -48,106 +39,11 @@ _WITH_VERB = {
     "handball": "ball",
     "polo": "ball+water",
 }
-_VAGUE = frozenset(
-    [
-        "computer",
-        "people",
-        "head",
-        "face",
-        "body",
-        "part",
-        "clothing",
-        "flag",
-        "city",
-        "drink",
-        "key",
-        "switch",
-        "screen",
-        "map",
-        "file",
-        "arrow",
-        "ball",
-    ]
-) | {"street sign", "body part"}
-_BROAD_OK = frozenset({"bird", "fish", "insect", "dog", "cat", "horse", "flower", "tree", "dinosaur", "bear"})
-_TRAILING = frozenset(
-    [
-        "icon",
-        "symbol",
-        "simple",
-        "silhouette",
-        "outline",
-        "contour",
-        "profile",
-        "sketch",
-        "sideview",
-        "left",
-        "right",
-        "side",
-        "front",
-        "closed",
-        "open",
-        "small",
-        "large",
-        "big",
-        "drawing",
-        "cartoon",
-        "colour",
-        "color",
-        "coloured",
-        "bw",
-        "black",
-        "white",
-        "photo",
-        "picture",
-        "clipart",
-        "art",
-        "standing",
-        "walking",
-        "running",
-        "sitting",
-        "sleeping",
-        "flying",
-        "new",
-        "old",
-        "whole",
-        "head",
-        "symbolic",
-        "stylized",
-        "illustration",
-        "image",
-        "logo",
-        "plain",
-        "basic",
-        "ii",
-        "iii",
-        "version",
-        "detailed",
-        "png",
-        "svg",
-        "lit",
-        "notlit",
-        "drawn",
-        "md",
-        "wedge",
-        "half",
-        "core",
-        "another",
-        "yellowed",
-        "on",
-        "off",
-        "b",
-        "w",
-        "c",
-        "r",
-        "s",
-    ]
-)
 
 
 @functools.lru_cache(maxsize=1)
 def corrections() -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """("source key-pattern", replacement) pairs and the table of foreign words, both hand-made after looking at the pictures."""
+    """("source key-pattern", replacement) pairs and the table of foreign words, both made by hand."""
     fixes, foreign = [], {}
     for line in resources.files(__package__).joinpath("corrections.txt").read_text(encoding="utf-8").splitlines():
         line = line.partition("#")[0].strip()
@@ -202,7 +98,7 @@ def names_in(text: str) -> tuple[str | None, list[str]]:
     last = matches[-1]
     if translated and matches[0].start == 0:  # Romance noun phrases begin with their noun
         return matches[0].name, []
-    trailing = [w for w in words[last.end :] if w not in _TRAILING and not w.endswith("ing") and len(w) > 1]
+    trailing = [w for w in words[last.end :] if w not in word_list("trailing") and not w.endswith("ing") and len(w) > 1]
     if trailing:
         return None, []
     if last.name in ("head", "face") and len(matches) > 1:
@@ -233,14 +129,14 @@ def name_of(source: str, raw: Raw) -> tuple[str, list[str], str] | None:
     specific -= {up for name in specific for up in vocabulary.ancestors(name)}
     if source == "openclipart" and len(specific) == 1:
         name = specific.pop()
-        if name in _BROAD_OK or (not vocabulary.kinds_of(name) and name not in _VAGUE):
+        if name in word_list("broad") or (not vocabulary.kinds_of(name) and name not in word_list("vague")):
             return name, [], raw.texts[-1]
     return None
 
 
 def colour_of(text: str, name: str) -> dict[str, str]:
     words = vocabulary.tokens(text)[:6]
-    for first, second in zip(words, words[1:], strict=False):
+    for first, second in pairwise(words):
         if first in _COLOURS and second in name.split():
             return {"color": {"gray": "grey"}.get(first, first)}
     return {}

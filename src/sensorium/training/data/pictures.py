@@ -57,7 +57,7 @@ def cut_out(image: Image.Image, tolerance: int = 14) -> Image.Image:
 
 
 def prepare(path: Path, cache: Path, side: int = SIDE) -> tuple[Path, Image.Image] | None:
-    """Trim transparent margins, shrink to ``side`` pixels, keep in ``cache`` as PNG (photographs without alpha as JPEG).
+    """Trim transparent margins, shrink to ``side`` pixels, keep in ``cache`` as PNG (opaque photographs as JPEG).
 
     Returns the file and the RGBA picture; None when the picture is too small, too large or empty.
     """
@@ -93,7 +93,7 @@ def prepare(path: Path, cache: Path, side: int = SIDE) -> tuple[Path, Image.Imag
 
 @dataclass(frozen=True)
 class Prepared:
-    """A kept picture: its file, the digest of the original (cut short), hashes of the picture and its mirror image, alpha or not."""
+    """A kept picture: its file, the short digest of the original, hashes of it and its mirror image, alpha or not."""
 
     file: str
     digest: str

@@ -1,7 +1,7 @@
 """Reader for Qt binary resource files (.rcc), the form in which GCompris ships its pictures.
 
-Layout (Qt's own qresource.cpp): header "qres", version, offsets of tree, data and names; a tree of 14-byte (version 1) or
-22-byte (versions 2 and 3) nodes; names in UTF-16; each file's bytes stored plain or zlib-compressed.
+Layout (Qt's own qresource.cpp): header "qres", version, offsets of tree, data and names; a tree of 14-byte (version 1)
+or 22-byte (versions 2 and 3) nodes; names in UTF-16; each file's bytes stored plain or zlib-compressed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COMPRESSED, _DIRECTORY, _ZSTD = 1, 2, 4
 def read_rcc(path: Path, limit: int = 64 << 20) -> Iterator[tuple[str, bytes]]:
     """(name inside the resource tree, file bytes) of every file; Zstandard-compressed ones are left out.
 
-    Raises SensoriumError when the file is not a Qt resource or points outside itself; ``limit`` bounds one inflated file.
+    ``limit`` bounds one inflated file. Raises SensoriumError when the file is no Qt resource or points outside itself.
     """
     blob = path.read_bytes()
     if blob[:4] != b"qres":

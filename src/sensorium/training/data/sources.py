@@ -1,14 +1,17 @@
 """Where the named training pictures come from: one reader per package, each giving raw (file, words) pairs.
 
-Nothing is interpreted here beyond the package's own layout; ``catalogue`` turns the words into nouns. Every source says its
-licence and its style, because the split between training and test pictures goes by object word and by style.
+Nothing is interpreted here beyond the package's own layout; ``naming`` turns the words into nouns. Every source says
+its licence and its style, because the split between training and test pictures goes by object word and by style.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html import unescape
@@ -42,6 +45,20 @@ class Source:
     read: Callable[[tuple[Path, ...]], Iterator[Raw]] = field(repr=False)
 
 
+def _derived(tree: Path, make: Callable[[Path], None]) -> Path:
+    """A folder beside the package's tree that ``make`` fills, once; the tree itself stays as published."""
+    target = tree.with_name(tree.name + ".derived")
+    if not target.exists():
+        partial = tree.with_name(tree.name + f".derived-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        make(partial)
+        with contextlib.suppress(OSError):  # another process was first
+            partial.rename(target)
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
 # --- Tux Paint stamps -----------------------------------------------------------------------------------------------
 
 _STAMP_SKIP = ("symbols/", "town/flags", "town/roadsigns", "medical/tooth", "military/final", "people/body_parts")
@@ -62,13 +79,15 @@ def _stamps(trees: tuple[Path, ...]) -> Iterator[Raw]:
 # --- Open Clip Art ----------------------------------------------------------------------------------------------------
 
 _CLIPART_SKIP = re.compile(
-    r"(?:^|/)(?:shapes|signs_and_symbols|special|logos|buttons|flags|icons|cards|map_symbols|roadsigns|aiga-symbols|diagrams|"
-    r"smilies|stickmen|religion|connectors|decorations|chess|CD_Player|pantyhose)/|boating_rules|sailing_|knot_|geography/(?!.*(?:moon|earth|globe|saturn))"
+    r"(?:^|/)(?:shapes|signs_and_symbols|special|logos|buttons|flags|icons|cards|map_symbols|roadsigns|aiga-symbols|"
+    r"diagrams|smilies|stickmen|religion|connectors|decorations|chess|CD_Player|pantyhose)/|boating_rules|sailing_|knot_|"
+    r"geography/(?!.*(?:moon|earth|globe|saturn))"
 )
 _AUTHORS = re.compile(
-    r"(?:_|\b)(?:architett?o?|archite|architet|archi|arch|ganson|nicu|benji|jarno|juliane|leif|mateya|jean|linda|gerald|"
-    r"enrique|jonathan|dan_ger|anton|peterm|mimooh|kurt|marcelo|gabrielle|jon_phil|ryan|geral|susan|dave_pena|frouke|costea|"
-    r"tanguy|lumen|nicolas|sergio|philippe|uliphant|yemu|erik|brice|mo_\d|mo\d|jurgen|francesco|dirk|astrid|karl|loic|matthew|petri|tobias)(?:_.*)?$"
+    r"(?:_|\b)(?:architett?o?|archite|architet|archi|arch|ganson|nicu|benji|jarno|juliane|leif|mateya|jean|linda|"
+    r"gerald|enrique|jonathan|dan_ger|anton|peterm|mimooh|kurt|marcelo|gabrielle|jon_phil|ryan|geral|susan|dave_pena|"
+    r"frouke|costea|tanguy|lumen|nicolas|sergio|philippe|uliphant|yemu|erik|brice|mo_\d|mo\d|jurgen|francesco|dirk|"
+    r"astrid|karl|loic|matthew|petri|tobias)(?:_.*)?$"
 )
 
 
@@ -110,15 +129,17 @@ def _svg_words(path: Path) -> tuple[str, list[str]]:
 
 _EMOJI_GROUPS = ("people-body", "animals-nature", "food-drink", "travel-places", "activities", "objects")
 _EMOJI_SUBGROUP_SKIP = re.compile(
-    r"hand-|^hands$|person-gesture|person-symbol|person-fantasy|place-map|place-religious|^time$|event|game$|hotel|body-parts|emotion|sound|other-object|award"
+    r"hand-|^hands$|person-gesture|person-symbol|person-fantasy|place-map|place-religious|^time$|event|game$|hotel|"
+    r"body-parts|emotion|sound|other-object|award"
 )
 _EMOJI_KEEP = re.compile(
-    r"clock|watch|church|mosque|balloon|Christmas tree|jack-o|gift|teddy|kite|yo-yo|puzzle|die$|Santa|fairy|mermaid|fireworks|trophy|coffin|luggage|^ear$|^nose$|^eye$|^leg$|^foot$|tooth|bone"
+    r"clock|watch|church|mosque|balloon|Christmas tree|jack-o|gift|teddy|kite|yo-yo|puzzle|die$|Santa|fairy|mermaid|"
+    r"fireworks|trophy|coffin|luggage|^ear$|^nose$|^eye$|^leg$|^foot$|tooth|bone"
 )
 
 
 def emoji_names(openmoji: Path) -> dict[str, tuple[str, str, list[str]]]:
-    """Hex code point sequence in lower case ("1f34e") -> (annotation, subgroup, tags); skin tones and flags left out."""
+    """Hex code points in lower case ("1f34e") -> (annotation, subgroup, tags); skin tones and flags left out."""
     rows = json.loads((openmoji / "data/openmoji.json").read_text(encoding="utf-8"))
     table = {}
     for row in rows:
@@ -170,10 +191,9 @@ def _noto(trees: tuple[Path, ...]) -> Iterator[Raw]:
     from PIL import Image, ImageDraw, ImageFont
 
     font_file = trees[0] / "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
-    drawn = trees[0] / "drawn"
     names = emoji_names(trees[1])
-    if not drawn.exists():
-        drawn.mkdir()
+
+    def draw(drawn: Path) -> None:
         font = ImageFont.truetype(str(font_file), 109)
         for code in names:
             text = "".join(chr(int(part, 16)) for part in code.split("-"))
@@ -182,7 +202,8 @@ def _noto(trees: tuple[Path, ...]) -> Iterator[Raw]:
             image = Image.new("RGBA", (136, 128))
             ImageDraw.Draw(image).text((0, 0), text, font=font, embedded_color=True)
             image.save(drawn / f"{code}.png")
-    yield from _emoji(trees[0], names, "drawn/*.png", lambda p: p.stem)
+
+    yield from _emoji(_derived(trees[0], draw), names, "*.png", lambda p: p.stem)
 
 
 # --- drawings of educational games ----------------------------------------------------------------------------------
@@ -191,7 +212,7 @@ _ART4APPS_SKIP = {"actions", "sport"}
 
 
 def _art4apps(trees: tuple[Path, ...]) -> Iterator[Raw]:
-    """Art4Apps drawings in pysiogame: one word is one file name. Actions and body parts with pointing arrows are left out."""
+    """Art4Apps drawings in pysiogame: the file name is the word. Actions and sports are left out."""
     root = trees[0] / "usr/share/games/pysiogame/res/images"
     for path in sorted((root / "art4apps").rglob("*.jpg")):
         if path.parent.name not in _ART4APPS_SKIP:
@@ -215,27 +236,24 @@ _GCOMPRIS_PHOTOS = (
 _GCOMPRIS_DRAWINGS = ("lang", "babymatch", "memory", "instruments", "leftright", "solar_system")
 
 
-def _unpacked(tree: Path) -> Path:
-    """The picture files of every GCompris resource, written once as ACTIVITY/PATH beside the package."""
+def _unpack_gcompris(tree: Path, target: Path) -> None:
+    """Write the picture files of the GCompris resources as ACTIVITY/PATH below ``target``."""
     from sensorium.training.data.rcc import read_rcc
 
-    target = tree / "unpacked"
-    if not target.exists():
-        for bundle in sorted((tree / "usr/share/gcompris-qt/rcc").glob("*.rcc")):
-            if bundle.stem not in _GCOMPRIS_PHOTOS + _GCOMPRIS_DRAWINGS:
+    for bundle in sorted((tree / "usr/share/gcompris-qt/rcc").glob("*.rcc")):
+        if bundle.stem not in _GCOMPRIS_PHOTOS + _GCOMPRIS_DRAWINGS:
+            continue
+        for name, data in read_rcc(bundle):
+            inner = Path(name.split("/resource/")[-1])
+            if inner.suffix not in {".webp", ".jpg", ".png", ".svg"} or ".." in inner.parts or inner.is_absolute():
                 continue
-            for name, data in read_rcc(bundle):
-                inner = Path(name.split("/resource/")[-1])
-                if inner.suffix not in {".webp", ".jpg", ".png", ".svg"} or ".." in inner.parts or inner.is_absolute():
-                    continue
-                path = target / bundle.stem / inner
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-    return target
+            path = target / bundle.stem / inner
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
 
 
 def _gcompris(trees: tuple[Path, ...]) -> Iterator[Raw]:
-    root = _unpacked(trees[0])
+    root = _derived(trees[0], lambda target: _unpack_gcompris(trees[0], target))
     for path in sorted(root.rglob("*.*")):
         activity = path.relative_to(root).parts[0]
         if path.suffix == ".webp" or (activity in _GCOMPRIS_DRAWINGS and path.suffix == ".svg"):

@@ -3,7 +3,7 @@
 Three hand-made tables stand beside this file:
 
 * ``lexicon.txt``   nouns with synonyms, under the categories that are true of them (is-a);
-* ``together.txt``  things that a picture of one may well show or be mistaken for (no negative questions are made of them);
+* ``together.txt``  things that a picture of one may well show or be mistaken for (never denied);
 * ``imagenet.json`` a common name for each of the 1000 classes of the image encoder's own classifier.
 
 WordNet was used to check the is-a table, but it is not read at run time: its senses put a lion under "cat".
@@ -18,164 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
+from sensorium.training.data.words import word_list
+
 _VOWEL_SOUND = re.compile(r"^(?:[aeio]|u(?!ni|ku|sb|k\b|fo\b|ti)|hour|mp3|suv\b|x-ray)", re.IGNORECASE)
-_PLURAL_ONLY = frozenset(
-    [
-        "grapes",
-        "scissors",
-        "binoculars",
-        "glasses",
-        "sunglasses",
-        "goggles",
-        "pants",
-        "jeans",
-        "shorts",
-        "tights",
-        "pajamas",
-        "pliers",
-        "drums",
-        "headphones",
-        "chopsticks",
-        "french-fries",
-        "potato-chips",
-        "noodles",
-        "peas",
-        "stairs",
-        "socks",
-        "skis",
-        "tweezers",
-        "tongs",
-        "scales",
-        "people",
-        "children",
-        "men",
-        "women",
-        "ruins",
-        "antlers",
-        "nachos",
-        "ribs",
-        "handcuffs",
-        "castanets",
-        "onion-rings",
-        "green-beans",
-        "hash-browns",
-        "brussels-sprouts",
-        "teeth",
-        "lips",
-        "swim-fins",
-        "swimming-trunks",
-        "hedge-shears",
-        "fireworks",
-        "parallel-bars",
-        "nesting-dolls",
-        "building-blocks",
-        "hash-browns",
-        "matches",
-    ]
-)
-_MASS = frozenset(
-    [
-        "water",
-        "milk",
-        "juice",
-        "tea",
-        "coffee",
-        "beer",
-        "wine",
-        "rice",
-        "pasta",
-        "spaghetti",
-        "soup",
-        "bread",
-        "cheese",
-        "butter",
-        "honey",
-        "sugar",
-        "salt",
-        "corn",
-        "broccoli",
-        "spinach",
-        "lettuce",
-        "garlic",
-        "celery",
-        "cabbage",
-        "meat",
-        "bacon",
-        "ham",
-        "food",
-        "fruit",
-        "clothing",
-        "furniture",
-        "money",
-        "grass",
-        "hay",
-        "snow",
-        "ice",
-        "sand",
-        "sky",
-        "fire",
-        "smoke",
-        "rain",
-        "fog",
-        "lightning",
-        "hair",
-        "paper",
-        "chocolate",
-        "candy",
-        "popcorn",
-        "toast",
-        "salad",
-        "ginger",
-        "lava",
-        "rope",
-        "wool",
-        "cotton",
-        "seaweed",
-        "coral",
-        "confetti",
-        "jewelry",
-        "underwear",
-        "armor",
-        "luggage",
-        "toothpaste",
-        "soap",
-        "scenery",
-        "stew",
-        "asparagus",
-        "fungus",
-        "wheat",
-        "cannabis",
-        "ivy",
-        "moss",
-        "bamboo",
-        "thyme",
-        "lavender",
-        "red-wine",
-        "orange-juice",
-        "apple-juice",
-        "hot-chocolate",
-        "ice-cream",
-        "yogurt",
-        "cream",
-        "lemonade",
-        "sushi",
-        "tofu",
-        "kale",
-        "sticky-tape",
-        "glue",
-        "chalk",
-        "ink",
-        "lasagna",
-        "guacamole",
-        "mashed-potato",
-        "yarn",
-        "jam",
-        "mustard",
-        "ketchup",
-        "dough",
-        "electronics",
-    ]
-)
 _IRREGULAR = {
     "men": "man",
     "women": "woman",
@@ -288,10 +133,9 @@ def singular(word: str) -> str:
 
 def countable(name: str) -> str:
     """ "count", "mass" ("some bread") or "plural" ("a pair of scissors", "some grapes")."""
-    key = name.replace(" ", "-")
-    if key in _PLURAL_ONLY:
+    if name in word_list("plural"):
         return "plural"
-    return "mass" if key in _MASS else "count"
+    return "mass" if name in word_list("mass") else "count"
 
 
 def article(name: str) -> str:
@@ -396,7 +240,7 @@ class Match:
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words; camel case, digits, underscores and punctuation separate, inner hyphens and apostrophes stay."""
+    """Lower-case words; camel case, underscores and punctuation separate, inner hyphens and apostrophes stay."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower().replace("’", "'")
     return re.findall(r"[a-zà-ÿ0-9]+(?:[-'][a-zà-ÿ0-9]+)*", re.sub(r"[_/.,;:!?()]", " ", text))
 
