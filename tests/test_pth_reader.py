@@ -280,6 +280,22 @@ def test_a_compressed_storage_is_refused_rather_than_read_as_it_stands(read):
     assert "compressed" in refused(read, data)
 
 
+NEST = b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60  # a tuple of 2**60 leaves, were one to walk it
+DEEP = b"\x80\x02" + b")" + b"\x85" * 100_000  # a tuple in a tuple in a ...
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("nest", [NEST, DEEP], ids=["wide", "deep"])
+@pytest.mark.parametrize("where", ["magic", "protocol", "system", "obj", "keys"])
+def test_values_too_nested_to_walk_are_refused_unwalked(read, nest, where):
+    if where == "keys":
+        refused(read, MAGIC + PROTOCOL + LITTLE + mapping(w=tensor()) + nest + b".")
+    else:
+        refused(read, legacy(**{where: nest + b"."}))
+    refused(read, legacy(mapping(w=tensor(), x=nest[2:])))
+    refused(read, legacy(mapping(w=nest[2:] + b"Q")))
+
+
 HUGE = 1 << 40
 
 
