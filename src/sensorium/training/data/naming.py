@@ -121,9 +121,9 @@ def name_of(source: str, raw: Raw) -> tuple[str, list[str], str] | None:
         name, *more = [vocabulary.spellings().get(word, word) for word in words]
         return name, more, raw.texts[-1] or name
     for text in raw.texts:
-        name, contains = names_in(text)
-        if name:
-            return name, contains, text
+        found, contains = names_in(text)
+        if found:
+            return found, contains, text
     hints = [h for h in raw.hints if h.lower() in vocabulary.spellings()]
     specific = {vocabulary.spellings()[h.lower()] for h in hints}
     specific -= {up for name in specific for up in vocabulary.ancestors(name)}

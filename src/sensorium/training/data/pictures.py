@@ -56,6 +56,10 @@ def cut_out(image: Image.Image, tolerance: int = 14) -> Image.Image:
     return cut.crop(box) if box else image
 
 
+def _least_alpha(image: Image.Image) -> int:
+    return int(np.asarray(image.getchannel("A")).min())
+
+
 def prepare(path: Path, cache: Path, side: int = SIDE) -> tuple[Path, Image.Image] | None:
     """Trim transparent margins, shrink to ``side`` pixels, keep in ``cache`` as PNG (opaque photographs as JPEG).
 
@@ -64,13 +68,13 @@ def prepare(path: Path, cache: Path, side: int = SIDE) -> tuple[Path, Image.Imag
     code = hashlib.sha256(f"{side}".encode() + path.read_bytes()).hexdigest()[:20]
     for suffix in (".png", ".jpg"):
         if (cache / (code + suffix)).exists():
-            with Image.open(cache / (code + suffix)) as image:
-                return cache / (code + suffix), image.convert("RGBA")
+            with Image.open(cache / (code + suffix)) as kept:
+                return cache / (code + suffix), kept.convert("RGBA")
     if path.suffix == ".svg":
         import resvg_py
 
         data = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=side, skip_system_fonts=True))
-        image = Image.open(io.BytesIO(data)).convert("RGBA")
+        image: Image.Image = Image.open(io.BytesIO(data)).convert("RGBA")
     else:
         with Image.open(path) as opened:
             if opened.size[0] * opened.size[1] > 40_000_000 or min(opened.size) < 24:
@@ -84,7 +88,7 @@ def prepare(path: Path, cache: Path, side: int = SIDE) -> tuple[Path, Image.Imag
     image = image.crop(box)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     image = cut_out(image)
-    opaque = image.getextrema()[3][0] >= 128
+    opaque = _least_alpha(image) >= 128
     target = cache / (code + (".jpg" if opaque and path.suffix in (".jpg", ".jpeg", ".webp") else ".png"))
     cache.mkdir(parents=True, exist_ok=True)
     (image.convert("RGB") if target.suffix == ".jpg" else image).save(target, quality=92)
@@ -128,7 +132,7 @@ class Book:
         file, image = ready
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
-        return [str(file), file.stem, *dhash(white), image.getextrema()[3][0] < 128]
+        return [str(file), file.stem, *dhash(white), _least_alpha(image) < 128]
 
     def save(self) -> None:
         """Write the book beside the pictures."""
