@@ -288,17 +288,31 @@ def test_asking_imports_no_training_half(model, picture):
 
 def test_a_picture_from_standard_input(model, picture):
     child = process("ask", "What?", "-a", "-", "--model", model, "--max-tokens", 3, "--json", stdin=subprocess.PIPE)
-    out, err = child.communicate(Path(picture).read_bytes(), timeout=60)
+    out, err = child.communicate(Path(picture).read_bytes(), timeout=120)
     assert child.returncode == 0, err
     assert json.loads(out)["usage"]["media_tokens"] == tiny.TOKENS
 
 
 def test_interrupting_exits_with_130_and_says_nothing(model):
-    child = process("ask", "Hi", "-a", "-", "--model", model, stdin=subprocess.PIPE)  # waits for its picture
-    time.sleep(1.5)
+    code = "import sys; from sensorium import __main__ as m, cli; print(end='ready', file=sys.stderr, flush=True); m.main()"
+    arguments = ["ask", "Hi", "-a", "-", "--model", model]  # waits for its picture
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    child = subprocess.Popen([sys.executable, "-c", code, *arguments], **pipes)
+    assert child.stderr.read(5) == b"ready"
+    time.sleep(0.5)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=30)
+    out, err = child.communicate(timeout=120)
     assert (child.returncode, out, err) == (130, b"", b"")
+
+
+def test_interrupting_an_answer_exits_with_130(sensorium, model, monkeypatch):
+    from sensorium.answer import Stream
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stream, "__next__", interrupted)
+    assert sensorium("ask", "Hi", "--model", model) == (130, "", "")
 
 
 def test_a_closed_pipe_is_quiet(model):
@@ -310,7 +324,7 @@ def test_a_closed_pipe_is_quiet(model):
         stderr=subprocess.PIPE,
     )
     os.close(writer)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=120)
     assert err == b""
     assert child.returncode in (0, 1)
 

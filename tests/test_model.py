@@ -113,6 +113,14 @@ def test_the_same_picture_is_encoded_once_and_keeps_its_key(model, monkeypatch):
     assert other not in keys
 
 
+def test_a_second_question_about_a_picture_prefills_only_what_is_new(model):
+    picture = sensorium.load_image(colour(9, 9, 200))
+    first = model.ask("What is it?", image=picture, max_tokens=3)
+    second = model.ask("Is it red?", image=picture, max_tokens=3)
+    assert second.usage.cached_tokens >= first.usage.media_tokens
+    assert second.usage.cached_tokens < second.usage.prompt_tokens
+
+
 def test_remembered_pictures_are_bounded(model, monkeypatch):
     monkeypatch.setattr("sensorium.model.REMEMBERED_PICTURES", 3)
     for i in range(6):

@@ -180,12 +180,15 @@ def features(
 def evaluate(
     suites: Annotated[list[str] | None, typer.Argument(metavar="[SUITE]...", help="Default: all.")] = None,
     model: ModelOption = "mini",
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N pictures of a kind.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the scorecard: every row with chance, blind, shuffled, cascade, n and a 95 % interval."""
     from sensorium.evaluation.run import evaluate as run_suites
 
-    result = run_suites(suites or [], model=model)
+    result = run_suites(suites or [], model=model, limit=limit, table=sys.stderr if as_json else sys.stdout)
     if as_json:
         _print_json(result)
 
@@ -228,7 +231,7 @@ def _sampling(max_tokens: int, temperature: float, seed: int | None) -> dict[str
     """Sampling options, checked before anything loads."""
     from sensorium.backbones.engine import SamplingParams
 
-    chosen = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    chosen: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     SamplingParams(**chosen, stop_ids=frozenset())
     return chosen
 

@@ -30,7 +30,7 @@ from sensorium.prompt import Rendered, render
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sensorium.backbones.engine import Engine, SamplingParams, Segment
+    from sensorium.backbones.engine import Engine, SamplingParams, Segment, Stats, Step
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
 
@@ -134,12 +134,16 @@ class Model:
                 context.
             SensoriumError: a picture cannot be read.
         """
+        from sensorium.backbones.engine import Stats
+
         stops = [stop] if isinstance(stop, str) else list(stop)
         if not all(isinstance(s, str) and s for s in stops):
             raise UsageError("stop strings must be texts of at least one character.")
         params = self._params(sampling)
         prepared = self.prepare(parse_messages(messages))
-        pieces = Stream(self._generate(prepared, params, stops, cancel))
+        stats = Stats()
+        steps = prepared.engine.generate(prepared.segments, params, cancel, stats)
+        pieces = Stream(self._pieces(prepared, steps, stats, stops, params.logprobs > 0))
         return pieces if stream else pieces.answer
 
     def ask(self, text: str, image: Any = None, images: Sequence[Any] = (), **options: Any) -> Any:
@@ -246,42 +250,38 @@ class Model:
         except TypeError as error:
             raise UsageError(f"an option of the call is unknown ({error}).") from None
 
-    def _generate(
-        self, prepared: Prepared, params: SamplingParams, stops: Sequence[str], cancel: threading.Event | None
+    def _pieces(
+        self, prepared: Prepared, steps: Iterator[Step], stats: Stats, stops: Sequence[str], logprobs: bool
     ) -> Iterator[str | Answer]:
-        """Pieces of text, then the whole Answer."""
+        """Pieces of text as the engine's steps arrive, then the whole Answer."""
         tokenizer = self.parts.tokenizer.get()
-        text, stopper, shown = tokenizer.stream(), StopText(stops), []
-        count, finish, first, started = 0, "stop", 0.0, time.perf_counter()
-        logprobs: list[TokenLogprob] | None = [] if params.logprobs else None
-        for step in prepared.engine.generate(prepared.segments, params, cancel):
-            first = first or time.perf_counter()
-            count += 1
+        text, stopper, shown = tokenizer.stream(), StopText(stops), ""
+        finish, reported = "cancelled", []  # no step at all means that it was cancelled before the first
+        for step in steps:
             finish = step.finish or finish
-            if logprobs is not None:
+            if logprobs:
                 top = tuple((tokenizer.decode([token]), value) for token, value in step.top)
-                logprobs.append(TokenLogprob(tokenizer.decode([step.token]), step.token, step.logprob, top))
-            if piece := stopper.push(text.push(step.token)):
-                shown.append(piece)
+                reported.append(TokenLogprob(tokenizer.decode([step.token]), step.token, step.logprob, top))
+            piece = stopper.push(text.push(step.token))
+            if step.finish and not stopper.stopped:
+                piece += stopper.push(text.flush())
+                piece += stopper.flush()
+            if piece:
+                shown += piece
                 yield piece
             if stopper.stopped:
                 finish = "stop"
                 break
-        ended = time.perf_counter()
-        if piece := ("" if stopper.stopped else stopper.push(text.flush()) + stopper.flush()):
-            shown.append(piece)
-            yield piece
-        first = first or ended
-        decode_s = ended - first
-        speed = (count - 1) / decode_s if count > 1 and decode_s > 0 else 0.0
         rendered = prepared.rendered
+        usage = Usage(rendered.length, rendered.media_tokens, stats.generated_tokens, stats.cached_tokens)
+        timings = Timings(self._load_s, prepared.encode_s, stats.prefill_s, stats.decode_s, stats.tokens_per_s)
         yield Answer(
-            "".join(shown),
+            shown,
             model=self.name,
             finish_reason=finish,
-            usage=Usage(rendered.length, rendered.media_tokens, count),
-            timings=Timings(self._load_s, prepared.encode_s, first - started, decode_s, speed),
-            logprobs=logprobs,
+            usage=usage,
+            timings=timings,
+            logprobs=reported if logprobs else None,
         )
 
 
