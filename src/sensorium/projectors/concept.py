@@ -5,6 +5,11 @@ embeddings. This projector starts as the map between the two (each cell's softma
 concepts' word embeddings: one attention layer whose keys and values are given by the frozen parts, in the spirit of
 SITTA's and ReCap's closed-form alignment) and adds an MLP path for what classes do not say: colour, drawing style, words
 that the encoder has no class for. Everything is trained from that start.
+
+Three choices matter more than the training that follows (AUC of "is the word there?" read off the untrained tokens, on
+photographs: 0.62 without them, 0.86 with): word embeddings lose what all nouns share, which goes into the position
+vectors instead; a concept's value holds its categories besides its name; and blocks keep the strongest cell of each
+concept rather than the mean.
 """
 
 from __future__ import annotations
@@ -14,6 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from sensorium.projectors.mlp import pool_grid
+
+
+def strongest(weights: Tensor, grid: tuple[int, int], pool: int) -> Tensor:
+    """The largest value of each concept in every block: [B, h*w, c] -> [B, (h/pool)*(w/pool), c]."""
+    h, w = grid
+    blocks = weights.reshape(-1, h // pool, pool, w // pool, pool, weights.shape[-1])
+    return blocks.amax(dim=(2, 4)).flatten(1, 2)
 
 
 class ConceptProjector(nn.Module):
@@ -27,7 +39,8 @@ class ConceptProjector(nn.Module):
         concepts: number of concepts when no directions are given.
         hidden: width of the MLP path.
         directions: (weight [concepts, dim], bias [concepts]) of the encoder's classifier, to start from.
-        words: [concepts, out_dim] embedding of each concept's name, to start from.
+        words: [concepts, out_dim] what each concept says, relative to ``common``, to start from.
+        common: [out_dim] what all tokens share.
     """
 
     def __init__(
@@ -40,6 +53,7 @@ class ConceptProjector(nn.Module):
         hidden: int = 768,
         directions: tuple[np.ndarray, np.ndarray] | None = None,
         words: np.ndarray | None = None,
+        common: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.grid, self.pool = grid, pool
@@ -50,10 +64,12 @@ class ConceptProjector(nn.Module):
             self.keys.bias.data = torch.from_numpy(np.ascontiguousarray(directions[1])).float()
         if words is not None:
             self.values.data = torch.from_numpy(np.ascontiguousarray(words)).float()
-        self.log_temperature = nn.Parameter(torch.tensor([0.0, -0.7]))  # whole picture, cells
+        self.log_temperature = nn.Parameter(torch.zeros(2))  # whole picture, cells
         self.gain = nn.Parameter(torch.ones(2))
         tokens = 1 + (grid[0] // pool) * (grid[1] // pool)
         self.position = nn.Parameter(torch.randn(tokens, out_dim) * 0.01)
+        if common is not None:
+            self.position.data += torch.from_numpy(np.ascontiguousarray(common)).float()
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, hidden)
         self.down = nn.Linear(hidden, out_dim)
@@ -64,7 +80,7 @@ class ConceptProjector(nn.Module):
         logits = self.keys(features)
         scale = self.log_temperature.exp()
         whole = torch.softmax(logits.mean(dim=1, keepdim=True) * scale[0], dim=-1) * self.gain[0]
-        cells = pool_grid(torch.softmax(logits * scale[1], dim=-1), self.grid, self.pool) * self.gain[1]
+        cells = strongest(torch.softmax(logits * scale[1], dim=-1), self.grid, self.pool) * self.gain[1]
         concepts = torch.cat((whole, cells), dim=1) @ self.values
         pooled = torch.cat((features.mean(dim=1, keepdim=True), pool_grid(features, self.grid, self.pool)), dim=1)
         rest = self.down(nn.functional.gelu(self.up(self.norm(pooled))))

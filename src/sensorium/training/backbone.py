@@ -9,12 +9,23 @@ import torch
 from sensorium.backbones.gguf import GGUF
 from sensorium.backbones.hf_names import load_hf_state
 from sensorium.backbones.spec import BackboneSpec
+from sensorium.errors import SensoriumError
 from sensorium.training.llama import Llama, LlamaShape
 from sensorium.training.recipe import LoraRecipe
 
 
 def load_llama(gguf: GGUF, spec: BackboneSpec, lora: LoraRecipe | None, dtype: torch.dtype = torch.bfloat16) -> Llama:
-    """The dequantised backbone, frozen, with an untrained LoRA where the recipe asks for one."""
+    """The dequantised backbone, frozen, with an untrained LoRA where the recipe asks for one.
+
+    Raises:
+        SensoriumError: the backbone has what ``Llama`` lacks (biases, norms of queries, windows, scaled positions).
+    """
+    if spec.arch != "llama" or spec.rope_scaling != "none":
+        scaled = f" with {spec.rope_scaling} position scaling" if spec.rope_scaling != "none" else ""
+        raise SensoriumError(
+            f"{gguf.path} is a {spec.arch} model{scaled}, and training runs plain llama models only so far; "
+            "choose a llama backbone."
+        )
     shape = LlamaShape(
         spec.dim, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.ffn, spec.vocab, spec.rope_theta, spec.rms_eps
     )

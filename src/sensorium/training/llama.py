@@ -132,9 +132,10 @@ class Llama(nn.Module):
         def tensor(name: str) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(state[name])).to(dtype)
 
-        self.embedding = nn.Parameter(tensor("model.embed_tokens.weight"), requires_grad=False)
-        head = "lm_head.weight"
-        self.head = self.embedding if head not in state else nn.Parameter(tensor(head), requires_grad=False)
+        table, head = "model.embed_tokens.weight", "lm_head.weight"
+        self.embedding = nn.Parameter(tensor(table), requires_grad=False)
+        tied = head not in state or state[head] is state[table]
+        self.head = self.embedding if tied else nn.Parameter(tensor(head), requires_grad=False)
         self.blocks = nn.ModuleList()
         for i in range(shape.layers):
             prefix = f"model.layers.{i}."

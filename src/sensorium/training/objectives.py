@@ -24,12 +24,14 @@ def place_media(llm: Llama, embeds: Tensor, rows: Rows) -> Tensor:
 
 
 def next_token(llm: Llama, embeds: Tensor, rows: Rows) -> tuple[Tensor, int]:
-    """Mean cross-entropy of the answers' tokens, given the picture's embeddings [B, tokens, dim].
+    """Weighted mean cross-entropy of the answers' tokens, given the picture's embeddings [B, tokens, dim].
 
     Returns:
         The loss and the number of targets it averages over.
     """
     hidden = llm(place_media(llm, embeds, rows), torch.from_numpy(rows.positions), additive_mask(rows, llm.dtype))
-    row, position, target = rows.targets()
+    row, position, target, weight = rows.targets()
     logits = llm.logits(hidden[torch.from_numpy(row), torch.from_numpy(position)])
-    return F.cross_entropy(logits, torch.from_numpy(target)), len(target)
+    losses = F.cross_entropy(logits, torch.from_numpy(target), reduction="none")
+    weights = torch.from_numpy(weight)
+    return (losses * weights).sum() / weights.sum(), len(target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,39 @@ def create_projector(recipe: ProjectorRecipe, frozen: Any, llm: Llama, tokenizer
         from sensorium.training.data.stream import class_names
         from sensorium.training.run import class_directions
 
-        table = llm.embedding.detach().float().numpy()
         start["directions"] = class_directions(frozen)
-        start["words"] = np.stack([table[tokenizer.encode(" " + name)].mean(0) for name, _ in class_names()])
+        start["words"], start["common"] = concept_words(llm.embedding.detach().float().numpy(), tokenizer, class_names())
     return ConceptProjector(spec.dim, dim, grid, **recipe.options, **start)
+
+
+# Said of nearly every animal: would drown the rest.
+_EMPTY_WORDS = ("creature", "mammal")
+
+
+def concept_words(
+    table: np.ndarray, tokenizer: Tokens, names: Sequence[tuple[str, Sequence[str]]], also: float = 0.3
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each concept says in the LLM's word embeddings.
+
+    Args:
+        table: token embeddings [vocab, dim].
+        names: (name, other true words) of every concept.
+        also: weight of each other word beside the name's 1.
+
+    Returns:
+        [concepts, dim] without the mean of all nouns, and that mean [dim].
+    """
+
+    @lru_cache(None)
+    def vector(word: str) -> np.ndarray:
+        return table[tokenizer.encode(" " + word)].mean(0)
+
+    common = np.stack([vector(word) for word in sorted({w for name, others in names for w in (name, *others)})]).mean(0)
+    values = []
+    for name, others in names:
+        value = vector(name) - common
+        for word in others:
+            if word not in _EMPTY_WORDS:
+                value = value + also * (vector(word) - common)
+        values.append(value)
+    return np.stack(values), common

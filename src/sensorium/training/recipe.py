@@ -52,6 +52,7 @@ class DataRecipe(_Strict):
     mix: dict[SceneKind, Annotated[float, Field(ge=0)]] = {}
     class_features: Share = 0.0
     questions: dict[Task, Annotated[float, Field(ge=0)]] = {}
+    yesno_focus: Annotated[float, Field(gt=0, le=100)] = 1.0
 
 
 class LearningRate(_Strict):

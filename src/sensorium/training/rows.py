@@ -18,10 +18,15 @@ from sensorium.prompt import IGNORE, Message, Slot, Tokens, render
 
 @dataclass(frozen=True)
 class Branch:
-    """The part of one conversation behind the shared picture: ids and labels, one per position."""
+    """The part of one conversation behind the shared picture: ids and labels, one per position.
+
+    ``focus`` is the weight of the answer's first token in the loss: a yes or a no is decided there, and what follows it
+    (a full stop, the end marker) is learnt in minutes and would drown it.
+    """
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
+    focus: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,15 @@ def split_conversation(messages: Sequence[Message], tokenizer: Tokens, media_tok
     return Layout(tuple(ids[:start]), end - start), Branch(tuple(ids[end:]), tuple(labels[end:]))
 
 
-def question_branch(question: str, answer: str, tokenizer: Tokens, media_tokens: int) -> tuple[Layout, Branch]:
+def question_branch(
+    question: str, answer: str, tokenizer: Tokens, media_tokens: int, focus: float = 1.0
+) -> tuple[Layout, Branch]:
     """The usual sample: a picture and a question, then the answer."""
     turns = [Message("user", [Slot(), question]), Message("assistant", answer)]
     layout, branch = split_conversation(turns, tokenizer, media_tokens)
     # the newline after the answer's end marker teaches nothing and is never generated
     last = max(i for i, label in enumerate(branch.labels) if label != IGNORE)
-    return layout, Branch(branch.ids[: last + 1], branch.labels[: last + 1])
+    return layout, Branch(branch.ids[: last + 1], branch.labels[: last + 1], focus)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class Rows:
         branch: 0 for the shared part, 1.. for the questions, -1 for padding.
         labels: the id to be predicted *at* this position from the one before it (not yet shifted).
         media: (start, end) of the picture in every row.
+        weights: weight in the loss of each position's label.
     """
 
     ids: np.ndarray
@@ -83,6 +91,7 @@ class Rows:
     branch: np.ndarray
     labels: np.ndarray
     media: tuple[int, int]
+    weights: np.ndarray
 
     def mask(self) -> np.ndarray:
         """Boolean [B, length, length]: may position i attend to j? Causal, own branch or shared part."""
@@ -92,10 +101,10 @@ class Rows:
         causal = np.tril(np.ones((length, length), bool))
         return (own | shared) & causal  # padding sees padding: no row of the softmax is empty
 
-    def targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(row, position that predicts, id) of every target; the position before it is in the same branch."""
+    def targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(row, position that predicts, id, weight) of every target; the position before it is in the same branch."""
         rows, places = np.nonzero(self.labels != IGNORE)
-        return rows, places - 1, self.labels[rows, places]
+        return rows, places - 1, self.labels[rows, places], self.weights[rows, places]
 
 
 def pack(layout: Layout, samples: Sequence[Sequence[Branch]], length: int) -> Rows:
@@ -105,6 +114,7 @@ def pack(layout: Layout, samples: Sequence[Sequence[Branch]], length: int) -> Ro
     positions = np.zeros((len(samples), length), np.int64)
     branch_of = np.full((len(samples), length), -1, np.int64)
     labels = np.full((len(samples), length), IGNORE, np.int64)
+    weights = np.ones((len(samples), length), np.float32)
     for row, branches in enumerate(samples):
         ids[row, : len(layout.before)] = layout.before
         positions[row, :shared] = np.arange(shared)
@@ -120,5 +130,6 @@ def pack(layout: Layout, samples: Sequence[Sequence[Branch]], length: int) -> Ro
             labels[row, at : at + size] = branch.labels
             positions[row, at : at + size] = shared + np.arange(size)
             branch_of[row, at : at + size] = number
+            weights[row, at + next(i for i, label in enumerate(branch.labels) if label != IGNORE)] = branch.focus
             at += size
-    return Rows(ids, positions, branch_of, labels, (len(layout.before), shared))
+    return Rows(ids, positions, branch_of, labels, (len(layout.before), shared), weights)

@@ -151,6 +151,7 @@ def worker(rank: int, plan: Recipe, frozen: Frozen, store: Path, output: Path, a
         row_tokens=plan.train.row_tokens,
         class_share=plan.data.class_features,
         questions={str(k): v for k, v in plan.data.questions.items()},
+        yesno_focus=plan.data.yesno_focus,
         seed=plan.train.seed,
         rank=rank,
     )

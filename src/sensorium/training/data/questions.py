@@ -298,6 +298,8 @@ class Asker:
         weights = np.array([mix[k] for k in kinds])
         chosen: list[QA] = []
         seen: set[str] = set()
+        if not scene["objects"]:  # a bare background: the labels decide only what is not there
+            n, kinds, weights = min(n, 4), ["yesno"], np.ones(1)
 
         def add(qa: QA | None) -> None:
             if qa is not None and qa.question not in seen:

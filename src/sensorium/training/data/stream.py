@@ -54,6 +54,7 @@ class SampleStream:
         rows, row_tokens: size of a batch.
         class_share: share of rows with synthesised classes.
         questions: weights of the question kinds; None for the defaults.
+        yesno_focus: weight of the yes or no in the loss, beside 1 of every other token.
         seed, rank: which stream this is.
     """
 
@@ -70,19 +71,21 @@ class SampleStream:
         row_tokens: int,
         class_share: float = 0.0,
         questions: Mapping[str, float] | None = None,
+        yesno_focus: float = 1.0,
         seed: int = 0,
         rank: int = 0,
     ) -> None:
         self.store, self.classes, self.grid = store, classes, grid
         self.rows, self.row_tokens, self.class_share = rows, row_tokens, class_share if classes else 0.0
         self.questions, self.seed, self.rank = dict(questions or {}) or None, seed, rank
+        self.focus = yesno_focus
         self.names = class_names() if classes else []
         self.denied = [frozenset(vocabulary.not_deniable(name)) | set(also) for name, also in self.names]
         known = [(i.name, i.also) for i in items if i.kind != "background"]
         words = [*known, *self.names, *((word, ()) for word in EVERYDAY)]
         self.asker = Asker(Vocabulary.from_scenes(words, common=EVERYDAY))
         self.empty = [i for i in range(len(store)) if store[i][1]["kind"] == "empty"] or list(range(len(store)))
-        self.branch = lru_cache(200_000)(lambda q, a: question_branch(q, a, tokenizer, media_tokens))
+        self.branch = lru_cache(200_000)(lambda q, a, f=1.0: question_branch(q, a, tokenizer, media_tokens, f))
         self.layout = self.branch("?", "!")[0]
 
     def batch(self, step: int) -> tuple[np.ndarray, Rows]:
@@ -96,10 +99,11 @@ class SampleStream:
                 asked = self.asker.ask(labels, rng, 9, CLASS_QUESTIONS)
             else:
                 cells, labels = self.store[int(rng.integers(len(self.store)))]
-                asked = self.asker.ask(labels, rng, 9, self.questions) if labels["objects"] else []
+                asked = self.asker.ask(labels, rng, 9, self.questions)
             if asked:
                 features.append(np.asarray(cells, np.float32))
-                samples.append([self.branch(qa.question, qa.answer)[1] for qa in asked])
+                focus = [self.focus if qa.task == "yesno" else 1.0 for qa in asked]
+                samples.append([self.branch(qa.question, qa.answer, f)[1] for qa, f in zip(asked, focus)])
         return np.stack(features), pack(self.layout, samples, self.row_tokens)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, Rows]]:
