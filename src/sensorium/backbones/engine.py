@@ -4,8 +4,8 @@
     for step in engine.generate([Segment(ids=ids)], SamplingParams(max_tokens=64)):
         ...
 
-A prompt is prefilled one sequence at a time, in chunks; what earlier prompts had in common with it comes from the prefix
-cache. Decoding then runs all sequences of a batch together. An engine may be shared by threads.
+A prompt is prefilled one sequence at a time, in chunks; what earlier prompts had in common with it comes from the
+prefix cache. Decoding then runs all sequences of a batch together. An engine may be shared by threads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sensorium.backbones.graph_runner import Binding, GraphRunner
 from sensorium.backbones.kv_cache import KVCache
 from sensorium.backbones.onnx_graph import read_facts
 from sensorium.backbones.prefix_cache import Codes, PrefixCache, media_codes, token_codes
-from sensorium.backbones.sampling import Sampler, SamplingParams, log_softmax
+from sensorium.backbones.sampling import Sampler, SamplingParams, log_softmax, log_total
 from sensorium.errors import UsageError
 
 __all__ = ["Engine", "Prompt", "SamplingParams", "Segment", "Stats", "Step"]
@@ -38,9 +38,8 @@ Finish = Literal["stop", "length", "cancelled"]
 CHUNK = 512
 # Room for this many generated positions is made at once.
 _HEADROOM = 256
-# How many bytes of copied prefix, and how many positions with logits, one batch of answers may take in `score`.
+# How many bytes of copied prefix one batch of answers may take in `score`.
 _SCORE_BYTES = 64 << 20
-_SCORE_POSITIONS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +101,7 @@ class Engine:
     Attributes:
         spec: the model's `BackboneSpec`.
         context: the most positions of a prompt and its answer together.
+        quantization: "int8" or "fp32".
         stats: of the latest call (of any thread).
 
     Raises:
@@ -112,6 +112,7 @@ class Engine:
         facts = read_facts(model_dir)
         self.spec = facts["spec"]
         self.context: int = facts["context"]
+        self.quantization: str = facts["quantization"]
         self.stats = Stats()
         self._embed = Embeddings(model_dir / "weights.bin", facts["embeddings"], self.spec.vocab, self.spec.dim)
         self._runner = GraphRunner(model_dir, self.spec, threads)
@@ -184,12 +185,10 @@ class Engine:
             self.embed(choice)  # refuses ids outside the vocabulary before any work
         self.stats = stats = Stats()
         cache, logits = self._prefill(source, stats, None, len(source.embeds))
-        self._remember(source.codes, cache, 0)
         started = time.perf_counter()
         first = log_softmax(logits)
         scores = np.array([first[choice[0]] for choice in choices], np.float64)
-        longer = [k for k, choice in enumerate(choices) if len(choice) > 1]
-        for group in self._groups(longer, choices, cache):
+        for group in self._groups(choices, cache):
             scores[group] += self._continuations(cache, [choices[k] for k in group])
         stats.decode_s = time.perf_counter() - started
         return scores
@@ -199,7 +198,6 @@ class Engine:
         source = self._input(prompt)
         self.stats = Stats()
         cache, logits = self._prefill(source, self.stats, None, len(source.embeds))
-        self._remember(source.codes, cache, 0)
         return log_softmax(logits)
 
     def logits(self, prompt: Prompt) -> Floats:
@@ -253,7 +251,7 @@ class Engine:
     ) -> tuple[KVCache, Floats]:
         """A cache that holds the prompt, and the logits float32 [vocab] after it."""
         started = time.perf_counter()
-        cache = self._runner.cache(1, capacity)
+        cache = self._runner.cache(1, capacity + 1)
         count = len(source.embeds)
         # The last position is always computed, because its logits are wanted.
         known = self._prefixes.find(source.codes[:-1])
@@ -267,10 +265,9 @@ class Engine:
             if cancel is not None and cancel.is_set():
                 raise _Cancelled
             end = min(count, start + CHUNK)
-            binding = Binding(self._runner, cache, end - start, 1 if end == count else 0)
-            binding.embeds[0] = source.embeds[start:end]
-            binding.step()
-            logits, start = binding.outputs["logits"][0], end
+            logits = self._read(cache, source.embeds[start:end], "logits", 1 if end == count else 0)
+            start = end
+        self._remember(source.codes, cache)
         stats.prefill_s += time.perf_counter() - started
         return cache, logits[0]
 
@@ -279,35 +276,26 @@ class Engine:
     ) -> Iterator[list[Step | None]]:
         sequences: list[_Sequence] = []
         shared: KVCache | None = None
-        try:
-            for i, (source, chosen) in enumerate(zip(inputs, params)):
-                length = len(source.embeds)
-                limit = min(chosen.max_tokens, self.context - length + 1)
+        for i, (source, chosen) in enumerate(zip(inputs, params)):
+            length = len(source.embeds)
+            limit = min(chosen.max_tokens, self.context - length + 1)
+            try:
                 cache, logits = self._prefill(source, stats, cancel, length + min(limit, _HEADROOM))
-                sampler = Sampler(chosen, self.spec.vocab, source.ids)
-                sequences.append(_Sequence(source, chosen, sampler, limit, logits))
-                if len(inputs) == 1:
-                    shared = cache
-                else:
-                    # The caches of all prompts in one; a prompt's own is let go at once.
-                    shared = shared or self._runner.cache(len(inputs), cache.capacity)
-                    shared.adopt(i, cache)
-            if shared is None:
+            except _Cancelled:
                 return
+            sequences.append(_Sequence(chosen, Sampler(chosen, self.spec.vocab, source.ids), limit, logits))
+            if len(inputs) == 1:
+                shared = cache
+            else:
+                # The caches of all prompts in one; a prompt's own is let go at once.
+                shared = shared or self._runner.cache(len(inputs), cache.capacity)
+                shared.adopt(i, cache)
+        if shared is not None:
             yield from self._decode(sequences, shared, cancel, stats)
-        except _Cancelled:
-            # Prompts that were prefilled in vain are remembered all the same.
-            return
-        finally:
-            for sequence in sequences:
-                if sequence.row >= 0 and shared is not None:
-                    self._remember(sequence.codes(int(shared.lengths[sequence.row])), shared, sequence.row)
 
     def _decode(
         self, sequences: list[_Sequence], cache: KVCache, cancel: threading.Event | None, stats: Stats
     ) -> Iterator[list[Step | None]]:
-        for row, sequence in enumerate(sequences):
-            sequence.row = row
         running = list(sequences)
         binding: Binding | None = None
         while True:
@@ -318,17 +306,12 @@ class Engine:
             stats.decode_s += time.perf_counter() - started
             yield [steps.get(id(sequence)) for sequence in sequences]
             started = time.perf_counter()
-            finished = [sequence for sequence in running if sequence.finished]
-            if finished:
-                running = [sequence for sequence in running if not sequence.finished]
-                if not running:
-                    return
-                for sequence in finished:
-                    self._remember(sequence.codes(int(cache.lengths[sequence.row])), cache, sequence.row)
-                    sequence.row = -1
-                cache.keep([sequence.row for sequence in running])
-                for row, sequence in enumerate(running):
-                    sequence.row = row
+            going = [row for row, sequence in enumerate(running) if not sequence.finished]
+            if not going:
+                return
+            if len(going) < len(running):
+                cache.keep(going)
+                running = [running[row] for row in going]
                 binding = None
             if binding is None:
                 binding = Binding(self._runner, cache, 1, 1)
@@ -339,51 +322,62 @@ class Engine:
                 sequence.logits = logits[row, 0]
             stats.decode_s += time.perf_counter() - started
 
-    def _remember(self, codes: Codes, cache: KVCache, row: int) -> None:
-        """Keeps a sequence for later prompts that begin like it."""
-        size = 2 * self.spec.layers * self.spec.kv_heads * self.spec.head_dim * 4 * len(codes)
-        if size <= self._prefixes.limit and not self._prefixes.covers(codes):
-            self._prefixes.add(codes, cache.read(row, len(codes)))
+    def _remember(self, codes: Codes, cache: KVCache) -> None:
+        """Keeps a prompt for later ones that begin like it."""
+        if self._prefixes.wants(codes, cache.nbytes_per_position):
+            self._prefixes.add(codes, cache.read(0, len(codes)))
 
-    def _groups(self, longer: list[int], choices: Sequence[Sequence[int]], cache: KVCache) -> Iterator[list[int]]:
-        """Indices of choices that are continued together: similar lengths, bounded memory."""
-        per_row = max(1, cache.buffers[0][0].nbytes * len(cache.buffers))
-        ordered = sorted(longer, key=lambda k: len(choices[k]))
+    def _groups(self, choices: Sequence[Sequence[int]], prefix: KVCache) -> Iterator[list[int]]:
+        """Indices of the choices of two tokens or more, longest first, in groups of bounded memory."""
+        ordered = sorted((k for k, choice in enumerate(choices) if len(choice) > 1), key=lambda k: -len(choices[k]))
         while ordered:
-            longest = len(choices[ordered[-1]])
-            count = max(1, min(_SCORE_BYTES // per_row, _SCORE_POSITIONS // longest))
-            yield ordered[-count:]
-            del ordered[-count:]
+            positions = int(prefix.lengths[0]) + len(choices[ordered[0]])
+            count = max(1, _SCORE_BYTES // (positions * prefix.nbytes_per_position))
+            yield ordered[:count]
+            del ordered[:count]
 
     def _continuations(self, prefix: KVCache, choices: list[Sequence[int]]) -> NDArray[np.float64]:
-        """Sum of log-probabilities of all tokens but the first of each choice, given the prefix and what precedes."""
-        steps = max(map(len, choices)) - 1
-        cache = self._runner.cache(len(choices), int(prefix.lengths[0]) + steps)
+        """Sums of the log-probabilities of all tokens but the first of each choice; the longest choice comes first."""
+        cache = self._runner.cache(len(choices), int(prefix.lengths[0]) + len(choices[0]) - 1)
         for row in range(len(choices)):
             cache.adopt(row, prefix)
-        binding = Binding(self._runner, cache, steps, steps)
-        binding.embeds[...] = 0  # shorter choices end in padding, which nothing before it can see
-        for row, choice in enumerate(choices):
-            binding.embeds[row, : len(choice) - 1] = self._embed(choice[:-1])
-        binding.step()
         totals = np.zeros(len(choices))
-        for row, choice in enumerate(choices):
-            logprobs = log_softmax(binding.outputs["logits"][row, : len(choice) - 1])
-            totals[row] = logprobs[np.arange(len(choice) - 1), list(choice[1:])].sum(dtype=np.float64)
+        for at in range(len(choices[0]) - 1):
+            # Those that have a further token come first, so that the rest simply falls off the end.
+            going = sum(len(choice) > at + 1 for choice in choices)
+            if at == 0 or going < cache.batch:
+                cache = cache.first(going)
+                binding = Binding(self._runner, cache, 1, 1)
+            binding.embeds[:, 0] = self._embed([choice[at] for choice in choices[:going]])
+            binding.step()
+            for row, choice in enumerate(choices[:going]):
+                logits = binding.outputs["logits"][row, 0]
+                totals[row] += float(logits[choice[at + 1]]) - log_total(logits)
         return totals
 
     def _everywhere(self, prompt: Prompt, output: str) -> Floats:
         source = self._input(prompt)
-        count = len(source.embeds)
-        cache = self._runner.cache(1, count)
-        parts = []
-        for start in range(0, count, CHUNK):
-            steps = min(CHUNK, count - start)
-            binding = Binding(self._runner, cache, steps, steps, outputs=(output,))
-            binding.embeds[0] = source.embeds[start : start + steps]
-            binding.step()
-            parts.append(binding.outputs[output][0])
-        return np.concatenate(parts)
+        cache = self._runner.cache(1, len(source.embeds) + 1)
+        starts = range(0, len(source.embeds), CHUNK)
+        return np.concatenate(
+            [self._read(cache, e, output, len(e)) for i in starts for e in [source.embeds[i : i + CHUNK]]]
+        )
+
+    def _read(self, cache: KVCache, embeds: Floats, output: str, chosen: int) -> Floats:
+        """Appends a piece of a prompt to a cache of one sequence; the output [chosen, width] at its last positions.
+
+        An odd number of positions is padded to an even one. Attention works in blocks of an even number of positions,
+        and a block with a single one in it takes another path, which rounds differently: then the same prompt would
+        give other bits when its beginning comes from the prefix cache. (For that reason, too, what was generated one
+        by one is never put into the prefix cache.)
+        """
+        count = len(embeds)
+        padding = count % 2 if int(cache.lengths[0]) + count < self.context else 0
+        binding = Binding(self._runner, cache, count + padding, chosen + padding if chosen else 0, (output,))
+        binding.embeds[0, :count] = embeds
+        binding.embeds[0, count:] = 0
+        binding.step(padding)
+        return binding.outputs[output][0, :chosen]
 
 
 @dataclass
@@ -397,16 +391,14 @@ class _Input:
 
 @dataclass
 class _Sequence:
-    """One sequence of a batch; `row` is its place in the shared cache, -1 once it has left."""
+    """One sequence of a batch, with the logits float32 [vocab] of its next token."""
 
-    source: _Input
     params: SamplingParams
     sampler: Sampler
     limit: int
     logits: Floats
     tokens: list[int] = field(default_factory=list)
     finished: bool = False
-    row: int = -1
 
     def choose(self, cancelled: bool) -> Step:
         choice = self.sampler(self.logits)
@@ -420,7 +412,3 @@ class _Sequence:
             finish = "length"
         self.finished = finish is not None
         return Step(choice.token, choice.logprob, choice.top, finish)
-
-    def codes(self, length: int) -> Codes:
-        """Codes of the `length` positions that the cache holds of this sequence."""
-        return np.concatenate([self.source.codes, token_codes(tuple(self.tokens))])[:length]

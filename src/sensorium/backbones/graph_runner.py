@@ -7,7 +7,7 @@ nothing and copies nothing: the graph appends keys and values inside the very bu
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,6 @@ from sensorium.backbones.kv_cache import KVCache
 from sensorium.backbones.spec import BackboneSpec
 from sensorium.backbones.threads import physical_cores
 from sensorium.errors import SensoriumError
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 
 Floats = NDArray[np.float32]
 
@@ -66,7 +63,7 @@ class Binding:
 
     Args:
         steps: how many positions each run adds to every sequence (S).
-        chosen: how many of those positions get logits (P).
+        chosen: how many of the last of those positions get outputs (P).
     """
 
     def __init__(
@@ -89,10 +86,10 @@ class Binding:
 
         binding = self.runner.session.io_binding()
 
-        def value(array: np.ndarray) -> Any:
+        def value(array: NDArray[Any]) -> Any:
             return ort.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
 
-        inputs = {
+        inputs: dict[str, NDArray[Any]] = {
             "inputs_embeds": self.embeds,
             "seqlens_k": self._seqlens,
             "total": self._total,
@@ -108,9 +105,9 @@ class Binding:
             binding.bind_ortvalue_output(f"present.{name}", shared)
         self._binding, self._bound = binding, self.cache.buffers[0]
 
-    def step(self) -> None:
+    def step(self, padding: int = 0) -> None:
         """Run on `embeds` [B, S, dim]: `outputs` hold the results until the next step, and the cache S more positions
-        of every sequence."""
+        of every sequence. The last `padding` positions are computed and forgotten."""
         cache = self.cache
         total = int(cache.lengths.max()) + self.steps
         cache.grow(total)
@@ -119,4 +116,4 @@ class Binding:
         np.add(cache.lengths, self.steps - 1, out=self._seqlens)
         self._total[...] = total
         self.runner.session.run_with_iobinding(self._binding)
-        cache.lengths += self.steps
+        cache.lengths += self.steps - padding

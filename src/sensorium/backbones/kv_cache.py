@@ -34,6 +34,11 @@ class KVCache:
         """Number of sequences."""
         return len(self.lengths)
 
+    @property
+    def nbytes_per_position(self) -> int:
+        """Bytes that one position of one sequence takes."""
+        return sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
+
     def grow(self, capacity: int) -> bool:
         """Make room for `capacity` positions in each sequence; True when the buffers have been replaced."""
         if capacity <= self.capacity:
@@ -65,6 +70,14 @@ class KVCache:
         for mine, theirs in zip(self.buffers, other.buffers):
             mine[row, :, :length] = theirs[source, :, :length]
         self.lengths[row] = length
+
+    def first(self, rows: int) -> KVCache:
+        """A cache of the first `rows` sequences in the same memory, for which this one must no longer be used."""
+        view = object.__new__(KVCache)
+        view.capacity = self.capacity
+        view.buffers = [buffer[:rows] for buffer in self.buffers]
+        view.lengths = self.lengths[:rows]
+        return view
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all sequences but these (ascending)."""

@@ -119,7 +119,7 @@ class _Tensors:
         """Write an array into the file alone and return its offset."""
         self.file.write(b"\0" * (-self.file.tell() % _ALIGNMENT))
         offset = self.file.tell()
-        self.file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        self.file.write(np.ascontiguousarray(array).data)
         return offset
 
 
@@ -152,7 +152,7 @@ class _Writer:
         ]
         for i in range(spec.layers):
             for part in ("key", "value"):
-                shape = ["batch", spec.kv_heads, "capacity", spec.head_dim]
+                shape: list[str | int | None] = ["batch", spec.kv_heads, "capacity", spec.head_dim]
                 inputs.append(helper.make_tensor_value_info(f"past.{i}.{part}", floats, shape))
                 outputs.append(helper.make_tensor_value_info(f"present.{i}.{part}", floats, shape))
         for theta in sorted({self.traits.theta(i) for i in range(spec.layers)}):
@@ -175,11 +175,10 @@ class _Writer:
         spec, last = self.spec, i == self.spec.layers - 1
         after = "output_norm.weight" if last else f"blk.{i + 1}.attn_norm.weight"
         query, key, value = self._attention_inputs(i, x)
-        theta = self.traits.theta(i)
+        theta, past = self.traits.theta(i), [f"past.{i}.key", f"past.{i}.value"]
         self._node(
             "GroupQueryAttention",
-            [query, key, value, f"past.{i}.key", f"past.{i}.value", "seqlens_k", "total"]
-            + [f"cos.{theta:g}", f"sin.{theta:g}"],
+            [query, key, value, *past, "seqlens_k", "total", f"cos.{theta:g}", f"sin.{theta:g}"],
             [f"l{i}.attention", f"present.{i}.key", f"present.{i}.value"],
             _MS,
             num_heads=spec.heads,
@@ -319,7 +318,7 @@ class _Writer:
             self._embed_floats(gguf.load("token_embd.weight"), None)
 
     def _embed_blocks(self, blocks: Blocks, places: dict[str, int | None]) -> None:
-        arrays = {"codes": blocks.codes, "scales": blocks.scales, "zeros": blocks.zeros}
+        arrays: dict[str, np.ndarray] = {"codes": blocks.codes, "scales": blocks.scales, "zeros": blocks.zeros}
         found = {
             part: offset if (offset := places.get(part)) is not None else self.tensors.append(array)
             for part, array in arrays.items()

@@ -37,7 +37,7 @@ def media_codes(rows: int, key: str, embeds: NDArray[np.float32]) -> Codes:
     return codes
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry:
     codes: Codes
     past: NDArray[np.float32]
@@ -89,10 +89,12 @@ class PrefixCache:
             while held > self.limit:
                 held -= self._entries.pop(0).nbytes
 
-    def covers(self, codes: Codes) -> bool:
-        """Whether all of `codes` is known already."""
+    def wants(self, codes: Codes, bytes_per_position: int) -> bool:
+        """Whether `add` would keep a prompt: it fits, and is not known already."""
+        if len(codes) * (bytes_per_position + codes.itemsize * codes.shape[1]) > self.limit:
+            return False
         with self._lock:
-            return any(_common(entry.codes, codes) == len(codes) for entry in self._entries)
+            return not any(_common(entry.codes, codes) == len(codes) for entry in self._entries)
 
     def clear(self) -> None:
         """Forget everything."""

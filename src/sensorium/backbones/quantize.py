@@ -1,8 +1,8 @@
 """Eight-bit block quantisation of weights for ONNX Runtime's `MatMulNBits`, with numpy alone.
 
 A weight matrix [out, in] becomes blocks of 32 consecutive inputs: `value = scale * (code - zero)`, code and zero uint8.
-GGUF types that are themselves such blocks with fewer levels (Q4_0, Q4_1, Q8_0) are re-coded rather than rounded a second
-time: Q8_0 and Q4_0 exactly, Q4_1 to within 0.03 of its own step (0.004 on average), because its real-valued offset has
+GGUF types that are themselves such blocks with fewer levels (Q4_0, Q4_1, Q8_0) are re-coded rather than rounded a
+second time: Q8_0 and Q4_0 exactly, Q4_1 to within 0.03 of its own step (0.004 on average), because its real-valued offset has
 to become a whole zero point. Everything else is rounded to nearest within the block's range.
 """
 
@@ -99,8 +99,8 @@ def _from_q4_0(blocks: NDArray[np.uint8]) -> _Parts:
 
 
 def _from_q4_1(blocks: NDArray[np.uint8]) -> _Parts:
-    """`step * q + offset`, q in 0..15, becomes `(step / k) * (k * q - zero)`: with k free in 1..17 there is nearly always
-    a k for which `-offset * k / step` is close to a whole number, so the offset hardly moves."""
+    """`step * q + offset`, q in 0..15, becomes `(step / k) * (k * q - zero)`: with k free in 1..17 there is nearly
+    always a k for which `-offset * k / step` is close to a whole number, so the offset hardly moves."""
     step, offset, q = _half(blocks, 0), _half(blocks, 2), _nibbles(blocks[..., 4:])
     flat = step == 0
     ratio = np.divide(-offset, step, out=np.zeros_like(step), where=~flat)
