@@ -112,14 +112,12 @@ def all_nouns(items: Sequence[EvalItem], outcomes: Sequence[Outcome]) -> Measure
 
 
 def hallucination(items: Sequence[EvalItem], outcomes: Sequence[Outcome]) -> Measured:
-    """CHAIR_s over the words that are asked about anywhere: captions with something that is certainly not there."""
+    """CHAIR_s: captions with a word that is true of another picture of the set and certainly not of theirs."""
     words = {word for item in items for word in item.meta.get("present", ())}
     flawed = []
     for item, outcome in zip(items, outcomes):
-        named = captions.mentions(outcome.text, words, synonyms())
-        flawed.append(
-            bool(named - set(item.meta.get("present", ())) - set(item.meta.get("unsure", ())) - set(item.nouns))
-        )
+        allowed = {*item.nouns, *item.meta.get("present", ()), *item.meta.get("unsure", ())}
+        flawed.append(bool(captions.mentions(outcome.text, words) - allowed))
     return _rate(np.array(flawed, bool), _units(items))
 
 

@@ -48,10 +48,15 @@ def _table() -> dict[str, Any]:
 
 def photos(split: Split | None = None) -> list[Photo]:
     """The labelled photographs, of one split or all."""
-    rows = [Photo(**_frozen(row)) for row in _table()["photos"]]
-    return [photo for photo in rows if split in (None, photo.split)]
+    return [photo for photo in _photos() if split in (None, photo.split)]
 
 
+@cache
+def _photos() -> tuple[Photo, ...]:
+    return tuple(Photo(**_frozen(row)) for row in _table()["photos"])
+
+
+@cache
 def encoder_words() -> frozenset[str]:
     """Words that a class of the encoder (ImageNet) names, or of which several kinds are classes."""
     return frozenset(_table()["closed"])
@@ -63,6 +68,7 @@ def synonyms() -> dict[str, tuple[str, ...]]:
     return {word: tuple(others) for word, others in _table()["synonyms"].items()}
 
 
+@cache
 def vocabulary() -> frozenset[str]:
     """Every word that is asked about anywhere."""
     return frozenset(word for photo in photos() for word in (*photo.asked_yes, *photo.asked_no))

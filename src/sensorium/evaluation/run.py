@@ -39,7 +39,7 @@ def evaluate(
         model: name or directory of the composition.
         projector_only: a composition without LoRA to show beside it.
         split: photographs of the development or of the test half. The test half is for results, not for choices.
-        catalogue: a catalogue of training pictures (JSON lines) whose test half the scenes are made of; None looks in the
+        catalogue: a catalogue of training pictures (JSON lines); scenes are made of its test half. None looks in the
             cache and leaves the scenes out, with a note, where there is none.
         limit: at most so many pictures of each kind, for a quick look.
         results: directory for `<suite>.json` and `<suite>.md`; None keeps nothing.

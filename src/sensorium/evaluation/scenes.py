@@ -1,6 +1,6 @@
 """Test scenes with exact labels, composed of cut-outs that training never showed.
 
-The objects are the test half of the catalogue (a style and a tenth of the nouns that training holds out), on backgrounds
+The objects are the test half of the catalogue (a style and a tenth of the nouns that training holds out), on grounds
 of that half. The layouts are the suite's own, so that each row varies one thing: which noun, how many, which side.
 """
 
