@@ -46,7 +46,7 @@ def edit_manifest(directory, **changes):
 
 
 def relist(directory):
-    files = {name: file_sha256(directory / name) for name in ("image.onnx", "lora.safetensors")}
+    files = {name: file_sha256(directory / name) for name in ("image.onnx", "image.safetensors", "lora.safetensors")}
     edit_manifest(directory, files=files)
 
 

@@ -60,7 +60,7 @@ projectors:
     with GGUF(directory / "llm.gguf") as gguf:
         frozen = {"backbone": gguf.fingerprint}
     frozen["encoders.image"] = create("linear-patches", directory / "patches.npy", grid=GRID).spec.fingerprint
-    trained = [name for name in ("image.onnx", "lora.safetensors") if (directory / name).is_file()]
+    trained = [name for name in ("image.onnx", "image.safetensors", "lora.safetensors") if (directory / name).is_file()]
     files = {name: file_sha256(directory / name) for name in trained}
     manifest = {"schema": 1, "recipe": "tests/tiny.py", "frozen": frozen, "files": files, "metrics": {}}
     (directory / "manifest.json").write_text(json.dumps(manifest))
@@ -139,6 +139,7 @@ def write_projector(
     """An `mlp` projector: 2x2 average pooling of the grid, then one linear layer."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
+    from safetensors.numpy import save_file
 
     side = round(cells**0.5)
     pool = np.zeros((cells // POOL**2, cells), np.float32)
@@ -146,6 +147,7 @@ def write_projector(
         for x in range(side):
             pool[(y // POOL) * (side // POOL) + x // POOL, y * side + x] = 1 / POOL**2
     weight = random.normal(0, 0.3, (features, dim)).astype(np.float32)
+    save_file({"weight": weight}, str(path.with_suffix(".safetensors")))
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["pool", "features"], ["pooled"]),

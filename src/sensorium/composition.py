@@ -223,9 +223,9 @@ class Composition:
 
     @cached_property
     def trained_files(self) -> list[str]:
-        """Names of the trained files that inference reads."""
-        lora = [self.spec.lora.weights] if self.spec.lora else []
-        return [projector.onnx for projector in self.spec.projectors.values()] + lora
+        """Names of the trained files: projectors, their ONNX twins (which may map their weights from them), the LoRA."""
+        names = [name for projector in self.spec.projectors.values() for name in (projector.onnx, projector.weights)]
+        return names + ([self.spec.lora.weights] if self.spec.lora else [])
 
     def check_files(self) -> None:
         """Compare the sha256 of every trained file with the manifest.
@@ -235,15 +235,15 @@ class Composition:
         """
         listed = self.manifest.files if self.manifest else {}
         for name in self.trained_files:
+            path = self.file(name)
             if name not in listed:
                 raise SensoriumError(
                     f"{self.directory / MANIFEST} lists no sha256 of {name}; train or fetch the composition again."
                 )
-            digest = file_sha256(self.file(name))
+            digest = file_sha256(path)
             if digest != listed[name]:
                 raise SensoriumError(
-                    f"{self.directory / name} has sha256 {digest[:12]}..., but {MANIFEST} lists "
-                    f"{listed[name][:12]}...; "
+                    f"{path} has sha256 {digest[:12]}..., but {MANIFEST} lists {listed[name][:12]}...; "
                     "the file was changed or damaged, fetch the composition again."
                 )
 
