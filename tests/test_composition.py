@@ -185,6 +185,7 @@ def test_manifest_faults_are_refused(directory):
     assert "not valid JSON" in check(directory)
     (directory / "manifest.json").unlink()
     assert "manifest.json is missing" in check(directory)
+    assert Composition.find(directory).manifest is None  # training begins with such a composition
 
 
 def test_lora_of_another_width_or_depth_is_refused(directory):

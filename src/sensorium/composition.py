@@ -129,7 +129,7 @@ class Composition:
     Attributes:
         spec: the validated `composition.yaml`.
         directory: where it stands.
-        manifest: the validated `manifest.json`, or None for a composition without trained parts.
+        manifest: the validated `manifest.json`, or None where there is none: no trained parts, or not trained yet.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -137,7 +137,7 @@ class Composition:
 
         Raises:
             UsageError: `composition.yaml` is missing or malformed; the sentence has the line.
-            SensoriumError: the manifest is missing or malformed.
+            SensoriumError: the manifest is malformed.
         """
         self.directory = directory
         self.path = directory / FILE
@@ -223,7 +223,7 @@ class Composition:
 
     @cached_property
     def trained_files(self) -> list[str]:
-        """Names of the trained files: projectors, their ONNX twins (which may map their weights from them), the LoRA."""
+        """Names of the trained files: projectors, their ONNX twins (which may map weights from them), the LoRA."""
         names = [name for projector in self.spec.projectors.values() for name in (projector.onnx, projector.weights)]
         return names + ([self.spec.lora.weights] if self.spec.lora else [])
 
@@ -231,9 +231,16 @@ class Composition:
         """Compare the sha256 of every trained file with the manifest.
 
         Raises:
-            SensoriumError: a file is missing, is not listed, or has another digest.
+            SensoriumError: a file or the manifest is missing, or a file is not listed or has another digest.
         """
-        listed = self.manifest.files if self.manifest else {}
+        if not self.trained_files:
+            return
+        if self.manifest is None:
+            raise SensoriumError(
+                f"{self.directory / MANIFEST} is missing, but {self.path} declares trained parts; "
+                "train or fetch the composition again."
+            )
+        listed = self.manifest.files
         for name in self.trained_files:
             path = self.file(name)
             if name not in listed:
@@ -250,10 +257,6 @@ class Composition:
     def _read_manifest(self) -> Manifest | None:
         path = self.directory / MANIFEST
         if not path.is_file():
-            if self.trained_files:
-                raise SensoriumError(
-                    f"{path} is missing, but {self.path} declares trained parts; train or fetch the composition again."
-                )
             return None
         try:
             data = json.loads(path.read_bytes()[: config.MAX_BYTES * 16])
