@@ -294,7 +294,9 @@ def test_a_picture_from_standard_input(model, picture):
 
 
 def test_interrupting_exits_with_130_and_says_nothing(model):
-    code = "import sys; from sensorium import __main__ as m, cli; print(end='ready', file=sys.stderr, flush=True); m.main()"
+    code = (
+        "import sys, sensorium.cli, sensorium.__main__ as m; print(end='ready', file=sys.stderr, flush=True)\nm.main()"
+    )
     arguments = ["ask", "Hi", "-a", "-", "--model", model]  # waits for its picture
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     child = subprocess.Popen([sys.executable, "-c", code, *arguments], **pipes)

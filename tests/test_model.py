@@ -226,6 +226,16 @@ def test_a_conversation_longer_than_the_context_is_refused(model):
         model.chat("the " * tiny.CONTEXT)
 
 
+def test_a_damaged_graph_in_the_cache_is_made_again(directories, model):
+    whole = model.chat("Hi", max_tokens=4)
+    for name in ("model.json", "model.onnx", "weights.bin"):
+        fresh = sensorium.load(directories["lora"], progress=False)
+        path = fresh.parts._graph(None) / name
+        path.unlink()  # `model` has mapped the old file
+        path.write_bytes(b"damaged")
+        assert fresh.chat("Hi", max_tokens=4) == whole
+
+
 def test_questions_must_not_be_empty(model):
     for text in ("", "  ", None):
         with pytest.raises(UsageError, match="empty"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -141,7 +142,16 @@ class Parts:
     def _engine(self, lora: Path | None) -> Engine:
         from sensorium.backbones.engine import Engine
 
-        return Engine(self._graph(lora), threads=self.threads)
+        directory = self._graph(lora)
+        try:
+            return Engine(directory, threads=self.threads)
+        except (
+            SensoriumError,
+            ValueError,
+            OSError,
+        ):  # damaged in the cache: it is derived from the verified file, so it can be made again
+            shutil.rmtree(directory, ignore_errors=True)
+            return Engine(self._graph(lora), threads=self.threads)
 
     def _graph(self, lora: Path | None) -> Path:
         """The directory of the quantised graph, written on first use (seconds)."""
