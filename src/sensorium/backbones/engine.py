@@ -197,7 +197,7 @@ class Engine:
         """Natural-log probabilities float32 [vocab] of the token after the prompt."""
         source = self._input(prompt)
         self.stats = Stats()
-        cache, logits = self._prefill(source, self.stats, None, len(source.embeds))
+        _, logits = self._prefill(source, self.stats, None, len(source.embeds))
         return log_softmax(logits)
 
     def logits(self, prompt: Prompt) -> Floats:

@@ -2,8 +2,8 @@
 
 A weight matrix [out, in] becomes blocks of 32 consecutive inputs: `value = scale * (code - zero)`, code and zero uint8.
 GGUF types that are themselves such blocks with fewer levels (Q4_0, Q4_1, Q8_0) are re-coded rather than rounded a
-second time: Q8_0 and Q4_0 exactly, Q4_1 to within 0.03 of its own step (0.004 on average), because its real-valued offset has
-to become a whole zero point. Everything else is rounded to nearest within the block's range.
+second time: Q8_0 and Q4_0 exactly; Q4_1 to within 0.03 of its own step (0.004 on average), because its real-valued
+offset has to become a whole zero point. Everything else is rounded to nearest within the block's range.
 """
 
 from __future__ import annotations

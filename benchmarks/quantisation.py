@@ -1,0 +1,123 @@
+"""How much the default's 8-bit weights and activations change the model: perplexity and top-1 agreement.
+
+    python benchmarks/quantisation.py [--model FILE.gguf] [--text FILE]... [--tokens 7680]
+
+The reference is the same GGUF file dequantised to float32 and run by the same engine, which the tests compare with
+transformers to within 1e-6. Text: two chapters of the Debian Developer's Reference (plain English), the GNU GPL and the
+Artistic License (legal English), in windows of 512 tokens. Intervals are 95 % bootstrap intervals over windows. The last
+line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from llm_common import machine, model_file, prepare
+from sensorium import hub
+from sensorium.backbones.engine import Engine, Segment
+from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.sampling import log_softmax
+from sensorium.backbones.tokenizer import Tokenizer
+
+WINDOW = 512
+REFERENCE = {
+    "source": "deb:developers-reference=12.18",
+    "sha256": "0dba82f6fa16e373f2a84ad07e7971aa9264ad2e7d2ae46b37edbc9c5fd57e2e",
+    "licence": "GPL-2.0-or-later",
+}
+CHAPTERS = ("developer-duties", "beyond-pkging")
+LICENCES = ("GPL-3", "Artistic")
+
+
+def texts(given: list[str]) -> list[str]:
+    """The texts that were given, or the default ones."""
+    if given:
+        return [Path(name).read_text(encoding="utf-8") for name in given]
+    paths = [Path("/usr/share/common-licenses") / name for name in LICENCES]
+    for chapter in CHAPTERS:
+        file = f"usr/share/developers-reference/_sources/{chapter}.rst.txt"
+        paths.append(hub.fetch(hub.Part(file=file, **REFERENCE)))
+    return [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
+
+
+def windows(tokenizer: Tokenizer, documents: list[str], tokens: int) -> np.ndarray:
+    """Ids [n, 512], as many from each document."""
+    share = -(-tokens // WINDOW // len(documents))
+    rows = []
+    for document in documents:
+        ids = tokenizer.encode(document)
+        rows += [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(min(share, len(ids) // WINDOW))]
+    return np.array(rows)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over windows [n, ...]."""
+    draws = np.random.default_rng(0).integers(0, len(values), (4000, len(values)))
+    low, high = np.quantile(values.mean(axis=1)[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a GGUF file (default: the embedded default's)")
+    parser.add_argument("--text", action="append", default=[], help="a UTF-8 text file; may be repeated")
+    parser.add_argument("--tokens", type=int, default=7680, help="how many tokens to predict")
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    path = model_file(args.model)
+    with GGUF(path) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf)
+    ids = windows(tokenizer, texts(args.text), args.tokens)
+    count = len(ids) * (WINDOW - 1)
+    shape = (len(ids), WINDOW - 1)
+    # Per predicted token: the surprise under each model, whether both would say the same, and KL(reference || int8).
+    surprise = {"fp32": np.zeros(shape), "int8": np.zeros(shape)}
+    agree, divergence = np.zeros(shape), np.zeros(shape)
+    with tempfile.TemporaryDirectory() as scratch:
+        engines = {
+            name: Engine(prepare(path, Path(scratch) / name, name), args.threads, prefix_cache_bytes=0)
+            for name in surprise
+        }
+        for i, row in enumerate(ids):
+            logprobs = {
+                name: log_softmax(engine.logits([Segment(ids=tuple(row))])[:-1]) for name, engine in engines.items()
+            }
+            for name, values in logprobs.items():
+                surprise[name][i] = -values[np.arange(WINDOW - 1), row[1:]]
+            agree[i] = logprobs["fp32"].argmax(-1) == logprobs["int8"].argmax(-1)
+            divergence[i] = (np.exp(logprobs["fp32"]) * (logprobs["fp32"] - logprobs["int8"])).sum(-1)
+    perplexity = {name: float(np.exp(values.mean())) for name, values in surprise.items()}
+    change = 100 * (np.exp(np.array(interval(surprise["int8"] - surprise["fp32"]))) - 1)
+    relative = 100 * (perplexity["int8"] / perplexity["fp32"] - 1)
+    same = interval(agree)
+    print(f"{count} tokens in {len(ids)} windows of {WINDOW}; {path.name}")
+    print(f"{'weights':<22}{'perplexity':>11}{'change':>24}{'top-1 agreement':>26}{'KL (nats)':>11}")
+    print(f"{'dequantised, float32':<22}{perplexity['fp32']:>11.3f}")
+    print(
+        f"{'int8, int8 activations':<22}{perplexity['int8']:>11.3f}"
+        f"{f'{relative:+.2f} % [{change[0]:+.2f}, {change[1]:+.2f}]':>24}"
+        f"{f'{agree.mean():.4f} [{same[0]:.4f}, {same[1]:.4f}]':>26}{divergence.mean():>11.4f}"
+    )
+    result = {
+        "benchmark": "quantisation",
+        "n": count,
+        "windows": len(ids),
+        "perplexity_float32": round(perplexity["fp32"], 4),
+        "perplexity_int8": round(perplexity["int8"], 4),
+        "perplexity_change_percent": round(relative, 3),
+        "perplexity_change_95": [round(float(v), 3) for v in change],
+        "top1_agreement": round(float(agree.mean()), 4),
+        "top1_agreement_95": [round(v, 4) for v in same],
+        "kl_nats": round(float(divergence.mean()), 5),
+        **machine(args.threads),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
