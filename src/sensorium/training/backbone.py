@@ -27,7 +27,15 @@ def load_llama(gguf: GGUF, spec: BackboneSpec, lora: LoraRecipe | None, dtype: t
             "choose a llama backbone."
         )
     shape = LlamaShape(
-        spec.dim, spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.ffn, spec.vocab, spec.rope_theta, spec.rms_eps
+        spec.dim,
+        spec.layers,
+        spec.heads,
+        spec.kv_heads,
+        spec.head_dim,
+        spec.ffn,
+        spec.vocab,
+        spec.rope_theta,
+        spec.rms_eps,
     )
     rank, alpha = (lora.rank, lora.alpha) if lora else (0, 0.0)
     return Llama(shape, load_hf_state(gguf), rank=rank, alpha=alpha, dtype=dtype)

@@ -1,9 +1,14 @@
-"""Atomic checkpoints of what is trained: tensors, optimizer, step and random state; never a frozen weight."""
+"""Atomic checkpoints of what is trained: tensors, optimizer state, step and random state; never a frozen weight.
+
+The header also holds the *facts* of the run: its recipe and the fingerprints of its frozen parts. A checkpoint is
+resumed with the same facts or refused, and the sentence names the first one that differs.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +20,117 @@ from sensorium.errors import SensoriumError
 FILE = "checkpoint.safetensors"
 
 
-def save(directory: Path, step: int, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
-    """Write a checkpoint; a reader sees the old one or the new one, never a part."""
+def save(
+    directory: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint; a reader sees the old one or the new one, never a part.
+
+    Raises:
+        SensoriumError: it cannot be written (a full disk, say); the previous one is still whole.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = {f"model.{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        for key, value in slots.items():
-            state[f"optimizer.{index}.{key}"] = torch.as_tensor(value).contiguous()
+    for name, tensor in tensors.items():  # by name: the order of the optimizer's groups depends on the recipe
+        for key, value in optimizer.state.get(tensor, {}).items():
+            state[f"optimizer.{key}.{name}"] = torch.as_tensor(value).contiguous()
     state["rng"] = torch.get_rng_state()
+    header = {"step": str(step), "extra": json.dumps(dict(extra)), "facts": json.dumps(dict(facts or {}))}
     temporary = directory / (FILE + ".tmp")
-    save_file(state, str(temporary), metadata={"step": str(step), "extra": json.dumps(extra)})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(directory / FILE)
+    try:
+        save_file(state, str(temporary), metadata=header)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(directory / FILE)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise SensoriumError(
+            f"The checkpoint of step {step} cannot be written to {directory} ({error}); make room and resume."
+        ) from None
 
 
-def load(directory: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
+def check(directory: Path, facts: Mapping[str, Any]) -> int:
+    """Read a checkpoint's header alone.
+
+    Returns:
+        The step to go on with.
+
+    Raises:
+        SensoriumError: there is no checkpoint, it is damaged, or it was written with other facts.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / FILE
+    if not path.is_file():
+        raise SensoriumError(f"{directory} holds no checkpoint to resume from; give the output directory of a run.")
+    try:
+        with safe_open(str(path), "pt") as file:  # type: ignore[no-untyped-call]
+            header = file.metadata() or {}
+        step, written = int(header["step"]), json.loads(header["facts"])
+        if step < 0 or not isinstance(written, dict):
+            raise ValueError("a senseless header")
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    for key in sorted({*written, *facts}):
+        if written.get(key) != facts.get(key):
+            before, now = (_short(side[key]) if key in side else "none" for side in (written, facts))
+            raise SensoriumError(
+                f"{path} was written with {key} = {before}, and now it is {now}; resume with the recipe and the parts "
+                "of that run, or train into another output."
+            )
+    return step
+
+
+def load(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any] | None = None,
+) -> tuple[int, dict[str, Any]]:
     """Restore a checkpoint into the given tensors and optimizer.
 
     Returns:
         The step to go on with, and the extra values.
 
     Raises:
-        SensoriumError: there is none, or it is of another recipe.
+        SensoriumError: there is none, it is damaged, or it is of another recipe.
     """
     from safetensors import SafetensorError, safe_open
 
-    path = directory / FILE
+    step, path = check(directory, facts or {}), directory / FILE
     try:
         with safe_open(str(path), "pt") as file:  # type: ignore[no-untyped-call]
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise SensoriumError(f"{directory} holds no checkpoint to resume from; give the output directory of a run.") from None
-    except (SafetensorError, OSError) as error:
-        raise SensoriumError(f"{path} cannot be read ({error}); delete it and train again.") from None
+            extra = json.loads((file.metadata() or {})["extra"])
+            state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        random = state.pop("rng")
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
     saved = {name.removeprefix("model.") for name in state if name.startswith("model.")}
     if saved != set(tensors) or any(state[f"model.{n}"].shape != t.shape for n, t in tensors.items()):
         raise SensoriumError(f"{path} was written by a recipe with other trained parts; resume with that recipe.")
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(state[f"model.{name}"])
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            slots.setdefault(int(index), {})[key] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    torch.set_rng_state(state["rng"])
-    return int(metadata.get("step", 0)), json.loads(metadata.get("extra", "{}"))
+    for name, value in state.items():
+        kind, _, rest = name.partition(".")
+        key, _, target = rest.partition(".")
+        if kind == "optimizer" and target in tensors:
+            optimizer.state[tensors[target]][key] = value
+    torch.set_rng_state(random)
+    return step, dict(extra)
+
+
+def _damaged(path: Path, error: Exception) -> SensoriumError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+    return SensoriumError(f"{path} is damaged ({reason}); delete it and train again.")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

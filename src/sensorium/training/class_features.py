@@ -30,6 +30,7 @@ class ClassFeatures:
         self.weight = weight
         push = np.maximum(weight @ covariance, 0.0)
         # features are sparse after ReLU6 (about one in nine is not zero): keep only what the class pushes most
+        keep = min(keep, push.shape[1])
         floor = np.partition(push, -keep, axis=1)[:, -keep][:, None]
         self.push = np.where(push >= floor, push, 0.0).astype(np.float32)
         self.ceiling = ceiling
@@ -44,7 +45,12 @@ class ClassFeatures:
         return (varied / max(rise, 1e-6)).astype(np.float32)
 
     def write(
-        self, features: np.ndarray, grid: tuple[int, int], classes: tuple[int, ...], places: list[tuple[float, float, float]], rng: Rng
+        self,
+        features: np.ndarray,
+        grid: tuple[int, int],
+        classes: tuple[int, ...],
+        places: list[tuple[float, float, float]],
+        rng: Rng,
     ) -> np.ndarray:
         """Features [h*w, dim] with an object of each class at its place (x, y, size as fractions of the picture)."""
         h, w = grid

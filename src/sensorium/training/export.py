@@ -1,7 +1,7 @@
 """Trained tensors -> what inference reads: safetensors, an ONNX twin that points into it, and the manifest.
 
-The twin holds only the graph: each weight is an external tensor at its offset inside the safetensors file, so nothing is
-stored twice and the two can never disagree.
+The twin holds only the graph: each weight is an external tensor at its offset inside the safetensors file, so nothing
+is stored twice and the two can never disagree.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ def tensor_offsets(path: Path) -> dict[str, tuple[int, int, tuple[int, ...]]]:
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(size))
-    return {
-        name: (8 + size + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0], tuple(entry["shape"]))
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    table = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            table[name] = (8 + size + start, end - start, tuple(entry["shape"]))
+    return table

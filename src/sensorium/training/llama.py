@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NORMS = ("input_layernorm", "post_attention_layernorm")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -139,7 +140,7 @@ class Llama(nn.Module):
         self.blocks = nn.ModuleList()
         for i in range(shape.layers):
             prefix = f"model.layers.{i}."
-            weights = {n: tensor(f"{prefix}{n}.weight").float() for n in ("input_layernorm", "post_attention_layernorm")}
+            weights = {n: tensor(f"{prefix}{n}.weight").float() for n in NORMS}
             weights |= {n: tensor(f"{prefix}self_attn.{n}.weight") for n in LINEARS[:4]}
             weights |= {n: tensor(f"{prefix}mlp.{n}.weight") for n in LINEARS[4:]}
             self.blocks.append(Block(shape, weights, rank, alpha))

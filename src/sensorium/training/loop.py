@@ -1,26 +1,33 @@
-"""The training loop: batches in, gradients shared between processes, schedule, checkpoints, a line of log every so often."""
+"""The training loop: batches in, gradients shared between processes, schedule, checkpoints, a line of log at times.
+
+Any number of processes takes the very steps that one would: rows are divided among them, and what they share is the sum
+over all targets, not the mean of their means.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from sensorium.errors import SensoriumError
 from sensorium.training import checkpoint
-from sensorium.training.data.stream import SampleStream
 from sensorium.training.llama import Llama
 from sensorium.training.objectives import next_token
 from sensorium.training.recipe import TrainRecipe
+from sensorium.training.rows import Rows
 
-LOG_EVERY = 20
+LOG = "log.jsonl"
+BROKEN_STEPS = 3  # in a row without a finite gradient: then the run has diverged
 CONCEPTS = ("keys.", "values")  # what starts from the frozen parts learns slower
 
 
@@ -63,28 +70,47 @@ def schedule(step: int, done: float, warmup: int) -> float:
     return min(1.0, (step + 1) / (warmup + 1)) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
-def share_gradients(tensors: dict[str, Tensor], world: int) -> None:
-    """Average gradients over processes, all in one message."""
+class Batches(Protocol):
+    """Where batches come from (``data.stream.SampleStream``)."""
+
+    def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, Rows]]:
+        """Features float32 [rows, cells, dim] and their rows, of steps ``start`` to ``stop``."""
+
+
+def share(tensors: Mapping[str, Tensor], loss: float, weight: float, stop: bool) -> tuple[float, bool]:
+    """Turn each process's gradient into that of all targets, in one message; the same for the loss.
+
+    A process with more targets counts for more, so the step is the one that a single process would take. The message
+    also carries whether any process was asked to stop, so that all stop behind the same step.
+
+    Returns:
+        The mean loss over all targets, and whether to stop.
+    """
     grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in tensors.values()]
-    flat = torch.cat([g.reshape(-1) for g in grads])
+    ours = torch.tensor([loss * weight, weight, float(stop)], dtype=torch.float32)
+    flat = torch.cat([*(g.reshape(-1) * weight for g in grads), ours])
     dist.all_reduce(flat)
-    flat /= world
+    total_loss, total, stops = (float(v) for v in flat[-3:])
+    flat /= total
     at = 0
     for tensor, grad in zip(tensors.values(), grads):
         tensor.grad = flat[at : at + grad.numel()].view_as(grad)
         at += grad.numel()
+    return total_loss / total, stops > 0
 
 
 def train_loop(
     projector: nn.Module,
     llm: Llama,
-    stream: SampleStream,
+    stream: Batches,
     recipe: TrainRecipe,
     output: Path,
     *,
     rank: int = 0,
     world: int = 1,
     resume: bool = False,
+    facts: Mapping[str, Any] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] | None = None,
     snapshot: Callable[[int], None] | None = None,
 ) -> int:
@@ -94,74 +120,113 @@ def train_loop(
         projector, llm: the modules; only what requires gradients changes.
         stream: this rank's batches.
         output: where checkpoints and ``log.jsonl`` go.
-        report: called by rank 0 every ``LOG_EVERY`` steps.
-        snapshot: called by rank 0 after each checkpoint, to evaluate or export.
+        resume: go on from the checkpoint in ``output``.
+        facts: what a checkpoint must have in common with the run that resumes it.
+        stopping: asked after each step; once true, a checkpoint is written and the run ends.
+        report: called by rank 0 every ``recipe.log_every`` steps.
+        snapshot: called by rank 0 after each periodic checkpoint, to evaluate or export.
 
     Returns:
         The number of steps taken in all.
 
     Raises:
-        SensoriumError: nothing would be trained, or the loss is not finite three times in a row.
+        SensoriumError: nothing would be trained, the checkpoint does not fit, or the gradient is not finite three times
+            in a row; then the last checkpoint holds finite weights.
+        KeyboardInterrupt: ``stopping`` became true; a checkpoint was written.
     """
     tensors = trained_tensors(projector, llm)
     if not tensors:
-        raise SensoriumError("this stage trains nothing: every part is frozen; let the projector or a LoRA learn.")
+        raise SensoriumError("This stage trains nothing: every part is frozen; let the projector or a LoRA learn.")
     optimizer = make_optimizer(tensors, recipe)
-    first, before = 0, 0.0
+    taken, before = 0, 0.0
     if resume:
-        first, extra = checkpoint.load(output, tensors, optimizer)
+        taken, extra = checkpoint.load(output, tensors, optimizer, facts)
         before = float(extra.get("minutes", 0.0))
-        for group in optimizer.param_groups:
-            group.setdefault("peak", group["lr"])
-    log = (output / "log.jsonl").open("a", encoding="utf-8") if rank == 0 else None
-    began, losses, tokens, broken, step = time.monotonic(), [], 0, 0, first
-    minutes = before
-    for step, (features, rows) in enumerate(stream.batches(first, recipe.steps), start=first):
-        if step % 10 == 0:
-            minutes = before + (time.monotonic() - began) / 60
-            if world > 1:  # all ranks follow rank 0's clock, so that they stop at the same step
-                clock = torch.tensor([minutes], dtype=torch.float64)
-                dist.broadcast(clock, 0)
-                minutes = float(clock)
-        done = max(step / recipe.steps, minutes / recipe.minutes if recipe.minutes else 0.0)
-        if done >= 1.0:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule(step, done, recipe.warmup)
-        loss, _ = next_token(llm, projector(torch.from_numpy(features)), rows)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if world > 1:
-            share_gradients(tensors, world)
-        norm = torch.nn.utils.clip_grad_norm_(list(tensors.values()), recipe.clip)
-        if torch.isfinite(norm):
-            optimizer.step()
-            broken = 0
-        else:
-            broken += 1
-            if broken == 3:
+    log = _open_log(output / LOG, taken) if rank == 0 else None
+    began, losses, tokens, broken, saved, minutes = time.monotonic(), [], 0, 0, taken if resume else -1, before
+
+    def save() -> None:
+        nonlocal saved
+        if rank == 0 and saved != taken:
+            spent = before + (time.monotonic() - began) / 60
+            checkpoint.save(output, taken, tensors, optimizer, {"minutes": spent}, facts)
+            saved = taken
+
+    try:
+        for step, (features, rows) in enumerate(stream.batches(taken, recipe.steps), start=taken):
+            if step % 10 == 0:
+                minutes = _agreed(before + (time.monotonic() - began) / 60, world)
+            done = max(step / recipe.steps, minutes / recipe.minutes if recipe.minutes else 0.0)
+            if done >= 1.0:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * schedule(step, done, recipe.warmup)
+            loss, weight = next_token(llm, projector(torch.from_numpy(features)), rows)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            mean, stop = float(loss.detach()), stopping()
+            if world > 1:
+                mean, stop = share(tensors, mean, weight, stop)
+            norm = torch.nn.utils.clip_grad_norm_(list(tensors.values()), recipe.clip)
+            if torch.isfinite(norm):
+                optimizer.step()
+                broken = 0
+            else:
+                broken += 1
+            taken = step + 1
+            losses.append(mean)
+            tokens += int((rows.branch >= 0).sum()) * world
+            if log and (step % recipe.log_every == 0 or taken == recipe.steps):
+                elapsed, recent = time.monotonic() - began, losses[-recipe.log_every :]
+                loss_now = sum(recent) / len(recent)
+                line = Progress(step, recipe.steps, loss_now, float(norm), tokens / elapsed, before + elapsed / 60)
+                _write(log, line, report)
+            if broken == BROKEN_STEPS:
+                if saved < 0:
+                    save()  # the weights are those before the broken steps, which were skipped
                 raise SensoriumError(
-                    f"the gradient is not finite at step {step}, three times in a row; the last checkpoint is in {output}, "
-                    "lower the learning rate and resume."
+                    f"The gradient is not finite, {BROKEN_STEPS} steps in a row up to step {step}; the checkpoint in "
+                    f"{output} is of step {max(saved, 0)}, lower train.learning_rate and resume."
                 )
-        losses.append(float(loss.detach()))
-        tokens += int((rows.branch >= 0).sum()) * world
-        if log and step % LOG_EVERY == 0:
-            mean = sum(losses[-LOG_EVERY:]) / len(losses[-LOG_EVERY:])
-            elapsed = time.monotonic() - began
-            line = Progress(step, recipe.steps, mean, float(norm), tokens / elapsed, before + elapsed / 60)
-            log.write(json.dumps(line.__dict__) + "\n")
-            log.flush()
-            if report:
-                report(line)
-        if (step + 1) % recipe.checkpoint_every == 0 and rank == 0:
-            checkpoint.save(output, step + 1, tensors, optimizer, {"minutes": before + (time.monotonic() - began) / 60})
-            if snapshot:
-                snapshot(step + 1)
-    else:
-        step += 1
-    if rank == 0:
-        checkpoint.save(output, step, tensors, optimizer, {"minutes": before + (time.monotonic() - began) / 60})
-    if log:
-        log.close()
-    return step
+            if stop:
+                save()
+                raise KeyboardInterrupt
+            if taken % recipe.checkpoint_every == 0:
+                save()
+                if snapshot and rank == 0:
+                    snapshot(taken)
+        save()
+    finally:
+        if log:
+            log.close()
+    return taken
+
+
+def _agreed(minutes: float, world: int) -> float:
+    """Rank 0's clock, which all follow, so that they stop at the same step."""
+    if world == 1:
+        return minutes
+    clock = torch.tensor([minutes], dtype=torch.float64)
+    dist.broadcast(clock, 0)
+    return float(clock)
+
+
+def _open_log(path: Path, first: int) -> IO[str]:
+    """The log from step ``first`` on; what an interrupted run wrote beyond its last checkpoint is dropped."""
+    kept = []
+    if first and path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] < first:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):  # the end of a line was lost when the run was killed
+                pass
+    path.write_text("".join(kept), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
+
+
+def _write(log: IO[str], line: Progress, report: Callable[[Progress], None] | None) -> None:
+    log.write(json.dumps(line.__dict__) + "\n")
+    log.flush()
+    if report:
+        report(line)

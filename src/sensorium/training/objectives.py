@@ -23,15 +23,15 @@ def place_media(llm: Llama, embeds: Tensor, rows: Rows) -> Tensor:
     return torch.cat((text[:, :start], embeds.to(text.dtype), text[:, end:]), dim=1)
 
 
-def next_token(llm: Llama, embeds: Tensor, rows: Rows) -> tuple[Tensor, int]:
+def next_token(llm: Llama, embeds: Tensor, rows: Rows) -> tuple[Tensor, float]:
     """Weighted mean cross-entropy of the answers' tokens, given the picture's embeddings [B, tokens, dim].
 
     Returns:
-        The loss and the number of targets it averages over.
+        The loss and the sum of the weights that it averages over.
     """
     hidden = llm(place_media(llm, embeds, rows), torch.from_numpy(rows.positions), additive_mask(rows, llm.dtype))
     row, position, target, weight = rows.targets()
     logits = llm.logits(hidden[torch.from_numpy(row), torch.from_numpy(position)])
     losses = F.cross_entropy(logits, torch.from_numpy(target), reduction="none")
     weights = torch.from_numpy(weight)
-    return (losses * weights).sum() / weights.sum(), len(target)
+    return (losses * weights).sum() / weights.sum(), float(weights.sum())

@@ -30,7 +30,9 @@ def create_projector(recipe: ProjectorRecipe, frozen: Any, llm: Llama, tokenizer
         from sensorium.training.run import class_directions
 
         start["directions"] = class_directions(frozen)
-        start["words"], start["common"] = concept_words(llm.embedding.detach().float().numpy(), tokenizer, class_names())
+        start["words"], start["common"] = concept_words(
+            llm.embedding.detach().float().numpy(), tokenizer, class_names()
+        )
     return ConceptProjector(spec.dim, dim, grid, **recipe.options, **start)
 
 

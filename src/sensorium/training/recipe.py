@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sensorium import config
 from sensorium.errors import UsageError
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Width = Annotated[int, Field(ge=1, le=65536)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]*$")]
 SceneKind = Literal["single", "several", "count", "box", "photo", "empty"]
 Task = Literal["yesno", "describe", "what", "which", "count", "colour", "side"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class MLPOptions(_Strict):
+    """Options of `projectors.mlp`."""
+
+    pool: Width = 1
+    hidden: Width | None = None
+
+
+class ConceptOptions(_Strict):
+    """Options of `projectors.concept`."""
+
+    pool: Width = 2
+    concepts: Width = 1000
+    hidden: Width = 768
+
+
+OPTIONS: dict[str, type[_Strict]] = {"mlp": MLPOptions, "concept": ConceptOptions}
 
 
 class ProjectorRecipe(_Strict):
@@ -34,25 +57,52 @@ class ProjectorRecipe(_Strict):
     def _fits(self) -> ProjectorRecipe:
         if self.start == "concepts" and self.kind != "concept":
             raise ValueError("only a projector of kind concept can start from concepts; use start: random")
+        _check_options(self.kind, self.options)
         return self
+
+
+def _check_options(kind: str, options: Mapping[str, Any]) -> None:
+    known = OPTIONS[kind].model_fields
+    for name in options:
+        if name not in known:
+            raise ValueError(f"a projector of kind {kind} has no option {name!r}; its options are {', '.join(known)}")
+    try:
+        OPTIONS[kind].model_validate(options, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise ValueError(f"its option {first['loc'][0]} is {first['input']!r}: {message}") from None
+
+
+def _check_weights(weights: Mapping[Any, float]) -> Mapping[Any, float]:
+    if weights and not sum(weights.values()) > 0:
+        raise ValueError("all weights are zero, so nothing could be drawn; raise one")
+    return weights
 
 
 class LoraRecipe(_Strict):
     """Low-rank training of every linear layer of the backbone, active only with media."""
 
-    rank: Positive
+    rank: Width
     alpha: Annotated[float, Field(gt=0)]
 
 
 class DataRecipe(_Strict):
-    """Composite scenes and what is asked about them."""
+    """Composite scenes and what is asked about them.
 
+    ``catalogue`` is a file of named pictures of one's own, JSON lines as `data.catalogue.Entry` has them; without one
+    the catalogue of registry pictures is built.
+    """
+
+    catalogue: Text | None = None
     scenes: Positive
-    seed: int = 0
-    mix: dict[SceneKind, Annotated[float, Field(ge=0)]] = {}
+    seed: Seed = 0
+    mix: dict[SceneKind, Weight] = {}
     class_features: Share = 0.0
-    questions: dict[Task, Annotated[float, Field(ge=0)]] = {}
+    questions: dict[Task, Weight] = {}
     yesno_focus: Annotated[float, Field(gt=0, le=100)] = 1.0
+
+    _drawable = field_validator("mix", "questions")(_check_weights)
 
 
 class LearningRate(_Strict):
@@ -71,14 +121,15 @@ class TrainRecipe(_Strict):
     rows: Positive = 10
     row_tokens: Annotated[int, Field(ge=32, le=8192)] = 160
     learning_rate: LearningRate
-    warmup: Annotated[int, Field(ge=0)] = 40
+    warmup: Annotated[int, Field(ge=0, lt=2**31)] = 40
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     compile: bool = True
-    seed: int = 0
+    seed: Seed = 0
     checkpoint_every: Positive = 250
+    log_every: Positive = 20
 
     @model_validator(mode="after")
     def _divides(self) -> TrainRecipe:
@@ -91,8 +142,8 @@ class Recipe(_Strict):
     """One training run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    composition: str
-    output: str
+    composition: Text
+    output: Text
     projector: ProjectorRecipe
     lora: LoraRecipe | None = None
     data: DataRecipe
@@ -114,19 +165,61 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         UsageError: the file, a key or a value is wrong; one sentence with the line where there is one.
     """
     data, lines = config.read_yaml(path)
+    changed = copy.deepcopy(data)
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"--set {override!r} is no key=value; write for example --set train.steps=100.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UsageError(f"--set {override!r}: the value is no YAML; quote it or write a number.") from None
-        *parents, last = key.strip().split(".")
-        at: Any = data
-        for name in parents:
-            at = at.setdefault(name, {}) if isinstance(at, dict) else None
-            if not isinstance(at, dict):
-                raise UsageError(f"--set {override!r}: {name!r} holds no keys; see the recipe for what it has.")
-        at[last] = value
-    return config.validate(data, Recipe, path, lines)
+        _override(changed, override)
+    try:
+        return config.validate(changed, Recipe, path, lines)
+    except UsageError as error:
+        _blame(data, overrides, path)
+        raise error from None
+
+
+def facts(recipe: Recipe) -> dict[str, Any]:
+    """What must stay the same when a run is resumed, by dotted key: the rest (steps, rates, output, ...) may change."""
+    kept = recipe.model_dump(mode="json", include={"projector", "lora", "data"})
+    kept["train"] = recipe.train.model_dump(mode="json", include={"rows", "row_tokens", "precision", "seed"})
+    return dict(_flat(kept, ()))
+
+
+def _flat(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, (*keys, str(key)))
+    else:
+        yield ".".join(keys), value
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Put one ``key.subkey=value`` into ``data``."""
+    shown = override if len(override) <= 60 else override[:57] + "..."
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {shown!r} is no key=value; write for example --set train.steps=100.")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UsageError(f"--set {shown!r}: the value is no YAML; quote it or write a number.") from None
+    *parents, last = key.strip().split(".")
+    at: Any = data
+    for name in parents:
+        if at.get(name) is None:
+            at[name] = {}
+        at = at[name]
+        if not isinstance(at, dict):
+            raise UsageError(f"--set {shown!r}: {name[:40]!r} holds no keys; see the recipe for what it has.")
+    at[last] = value
+
+
+def _blame(data: dict[str, Any], overrides: Sequence[str], path: Path) -> None:
+    """Raise the error of the first override that spoils a recipe which is right without it."""
+    if not overrides:
+        return
+    try:
+        config.validate(data, Recipe, path)
+    except UsageError:
+        return
+    for override in overrides:
+        _override(data, override)
+        shown = override if len(override) <= 60 else override[:57] + "..."
+        config.validate(data, Recipe, Path(f"--set {shown!r}"))

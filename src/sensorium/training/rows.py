@@ -2,7 +2,8 @@
 
 Questions about the same picture share its tokens: each question is a branch that sees the picture and itself, never
 another question, and its positions go on from the picture's end. The result equals training on every question alone
-(tested), for a fraction of the tokens. Branches come from ``prompt.render``, so training and inference share one layout.
+(tested), for a fraction of the tokens. Branches come from ``prompt.render``, so training and inference share one
+layout.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Rows:
 
     def mask(self) -> np.ndarray:
         """Boolean [B, length, length]: may position i attend to j? Causal, own branch or shared part."""
-        b, length = self.branch.shape
+        length = self.branch.shape[1]
         own = self.branch[:, :, None] == self.branch[:, None, :]
         shared = (self.branch == 0)[:, None, :]
         causal = np.tril(np.ones((length, length), bool))
@@ -108,7 +109,7 @@ class Rows:
 
 
 def pack(layout: Layout, samples: Sequence[Sequence[Branch]], length: int) -> Rows:
-    """Place each picture's branches in a row of ``length``; branches that do not fit are left out, the first must fit."""
+    """Place each picture's branches in a row of ``length``; those that do not fit are left out, the first must fit."""
     shared = layout.length
     ids = np.zeros((len(samples), length), np.int64)
     positions = np.zeros((len(samples), length), np.int64)
@@ -124,7 +125,9 @@ def pack(layout: Layout, samples: Sequence[Sequence[Branch]], length: int) -> Ro
             size = len(branch.ids)
             if at + size > length:
                 if number == 1:
-                    raise SensoriumError(f"a sample of {shared + size} tokens does not fit rows of {length}; raise row_tokens.")
+                    raise SensoriumError(
+                        f"A sample of {shared + size} tokens does not fit rows of {length}; raise train.row_tokens."
+                    )
                 continue
             ids[row, at : at + size] = branch.ids
             labels[row, at : at + size] = branch.labels

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import socket
+import hashlib
 import sys
 import time
 from collections.abc import Sequence
@@ -13,22 +10,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from sensorium import hub
-from sensorium.composition import FILE, MANIFEST, Composition, file_sha256
+from sensorium.composition import Composition, file_sha256
+from sensorium.encoders.base import Grid
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.projectors.spec import tokens_for
-from sensorium.training.recipe import Recipe, load_recipe
+from sensorium.training.recipe import Recipe, facts, load_recipe
 from sensorium.training.scene_store import StorePlan, build
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sensorium.encoders.base import FeatureSpec
+    from sensorium.training.llama import Llama
+
+RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """What a run takes as given: the composition's frozen parts, the catalogue and the plan of the feature store."""
+    """What a run takes as given: the composition's frozen parts, the catalogue and the plan of the feature store.
+
+    Attributes:
+        composition: declares the frozen parts.
+        weights, encoder: their files.
+        features: the encoder's seam.
+        catalogue, plan: the named pictures and what is drawn from them.
+        fingerprints: of each frozen part, as the manifest lists them.
+    """
 
     composition: Composition
     weights: Path
@@ -36,6 +45,14 @@ class Frozen:
     features: FeatureSpec
     catalogue: Path
     plan: StorePlan
+    fingerprints: dict[str, str]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the encoder's cells."""
+        layout = self.features.layout
+        assert isinstance(layout, Grid)
+        return layout.h, layout.w
 
 
 def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = None) -> Path:
@@ -48,24 +65,45 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
 
     Returns:
         The directory of the trained composition.
+
+    Raises:
+        UsageError: the recipe or the call is wrong.
+        SensoriumError: a part, a picture, a checkpoint or the machine is at fault.
+        KeyboardInterrupt: the run was interrupted; a checkpoint was written if a step had been taken.
     """
+    from sensorium.training import checkpoint
+    from sensorium.training.processes import run_ranks
+
     plan = load_recipe(recipe, overrides)
     output = Path(resume or plan.output)
-    if resume and not (output / "recipe.yaml").is_file():
-        raise UsageError(f"--resume {resume} is no output directory of a training run.")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "recipe.yaml").write_text(plan.dump(), encoding="utf-8")
+    if resume and not (output / RECIPE).is_file():
+        raise UsageError(f"--resume {resume} is no output directory of a training run; it holds no {RECIPE}.")
+    if not resume and (output / checkpoint.FILE).exists():
+        raise UsageError(
+            f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
+            "place with --set output=DIR."
+        )
     frozen = obtain(plan)
+    kept = {**facts(plan), "data.catalogue": file_sha256(frozen.catalogue), **frozen.fingerprints}
+    if resume:
+        checkpoint.check(output, kept)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / RECIPE).write_text(plan.dump(), encoding="utf-8")
+    except OSError as error:
+        raise SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.") from None
     store = compute_features(frozen)
-    _say(f"Training {plan.name}: {plan.train.steps} steps of {plan.train.rows} pictures, features in {store}.")
-    if plan.train.processes == 1:
-        worker(0, plan, frozen, store, output, "", resume is not None)
-    else:
-        import torch.multiprocessing as mp
-
-        address = f"tcp://127.0.0.1:{_free_port()}"
-        arguments = (plan, frozen, store, output, address, resume is not None)
-        mp.start_processes(worker, arguments, nprocs=plan.train.processes, start_method="spawn")
+    _say(f"Training {plan.name}: {plan.train.steps} steps of {plan.train.rows} pictures; features in {store}.")
+    arguments = (plan, frozen, kept, store, output, resume is not None)
+    try:
+        if plan.train.processes == 1:
+            worker(0, "", *arguments)
+        else:
+            run_ranks(worker, plan.train.processes, arguments)
+    except KeyboardInterrupt:
+        if (output / checkpoint.FILE).is_file():
+            _say(f"Interrupted; continue with: sensorium train {recipe} --resume {output}")
+        raise
     return output / "composition"
 
 
@@ -77,9 +115,8 @@ def features(recipe: Path, engine: str = "local") -> Path:
 
 
 def obtain(plan: Recipe) -> Frozen:
-    """Fetch the frozen parts and the training pictures, and draw up what the feature store holds."""
+    """Fetch the frozen parts and the training pictures, check their seams, and plan the feature store."""
     from sensorium import encoders
-    from sensorium.training.data import catalogue
 
     composition = Composition.find(plan.composition)
     declared = composition.spec.encoders.get("image")
@@ -87,13 +124,47 @@ def obtain(plan: Recipe) -> Frozen:
         raise UsageError(f"{composition.path} declares no image encoder; this recipe trains an image projector.")
     weights = hub.fetch(composition.part("backbone"))
     encoder = hub.fetch(composition.part("encoders", "image"))
-    spec = encoders.create(declared.kind, encoder, **declared.options).spec
-    pictures = catalogue.build(hub.cache_dir("training"), progress=_say)
+    made: Any = encoders.create(declared.kind, encoder, **declared.options)
+    if not isinstance(made.spec.layout, Grid):
+        raise UsageError(f"{composition.path}: the encoder {declared.kind} gives no grid; use another for pictures.")
+    tokens_for(plan.projector.kind, plan.projector.options, made.spec)
+    if (plan.data.class_features or plan.projector.start == "concepts") and not hasattr(made, "class_directions"):
+        raise UsageError(
+            f"The encoder {declared.kind} has no classifier; set data.class_features=0 and projector.start=random."
+        )
+    pictures = _catalogue(plan)
     store = StorePlan(
         pictures, plan.data.scenes, plan.data.seed, {str(k): v for k, v in plan.data.mix.items()},
-        declared.kind, encoder, declared.options, spec.fingerprint,
+        declared.kind, encoder, declared.options, made.spec.fingerprint,
     )  # fmt: skip
-    return Frozen(composition, weights, encoder, spec, pictures, store)
+    fingerprints = {"backbone": _fingerprint(weights), "encoders.image": made.spec.fingerprint}
+    return Frozen(composition, weights, encoder, made.spec, pictures, store, fingerprints)
+
+
+def _fingerprint(weights: Path) -> str:
+    from sensorium.backbones.gguf import GGUF
+
+    with GGUF(weights) as gguf:
+        return gguf.fingerprint
+
+
+def _catalogue(plan: Recipe) -> Path:
+    """The recipe's own catalogue, or the one of registry pictures: built once for each state of its tables."""
+    if plan.data.catalogue:
+        return Path(plan.data.catalogue)
+    from sensorium.training.data import catalogue
+
+    directory = hub.cache_dir("training")
+    built, state = directory / "catalogue.jsonl", directory / "catalogue.state"
+    tables = hashlib.sha256()
+    for path in sorted(Path(catalogue.__file__).parent.iterdir()):
+        if path.is_file():
+            tables.update(path.name.encode() + path.read_bytes())
+    with hub.file_lock(built):
+        if not (built.is_file() and state.is_file() and state.read_text() == tables.hexdigest()):
+            catalogue.build(directory, progress=_say)
+            state.write_text(tables.hexdigest())
+    return built
 
 
 def compute_features(frozen: Frozen) -> Path:
@@ -108,53 +179,36 @@ def compute_features(frozen: Frozen) -> Path:
         return build(frozen.plan, report=lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def worker(rank: int, plan: Recipe, frozen: Frozen, store: Path, output: Path, address: str, resume: bool) -> None:
-    """One process of a run; rank 0 writes."""
+def worker(
+    rank: int, address: str, plan: Recipe, frozen: Frozen, kept: dict[str, Any], store: Path, output: Path, resume: bool
+) -> None:
+    """One process of a run; rank 0 writes. ``kept`` is what a checkpoint and the run that resumes it have in common."""
     import torch
     import torch.distributed as dist
 
     from sensorium.backbones.gguf import GGUF
     from sensorium.backbones.spec import spec_from_gguf
+    from sensorium.backbones.threads import physical_cores
     from sensorium.backbones.tokenizer import Tokenizer
-    from sensorium.encoders.base import Grid
     from sensorium.training.backbone import digest_frozen, load_llama
-    from sensorium.training.class_features import ClassFeatures
-    from sensorium.training.data.scenes import load_items
-    from sensorium.training.data.stream import SampleStream
     from sensorium.training.loop import train_loop
+    from sensorium.training.processes import StopRequest
     from sensorium.training.projectors import create_projector
-    from sensorium.training.scene_store import SceneStore
+    from sensorium.training.write import write_composition
 
     world = plan.train.processes
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
     if world > 1:
+        torch.set_num_threads(max(1, physical_cores() // world))
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     torch.manual_seed(plan.train.seed)
-    assert isinstance(frozen.features.layout, Grid)
-    grid = (frozen.features.layout.h, frozen.features.layout.w)
     with GGUF(frozen.weights) as gguf:
-        spec, tokenizer = spec_from_gguf(gguf), Tokenizer.from_gguf(gguf)
-        dtype = torch.bfloat16 if plan.train.precision == "bf16" else torch.float32
-        llm = load_llama(gguf, spec, plan.lora, dtype)
+        spec, tokenizer = spec_from_gguf(gguf, frozen.fingerprints["backbone"]), Tokenizer.from_gguf(gguf)
+        llm = load_llama(gguf, spec, plan.lora, torch.bfloat16 if plan.train.precision == "bf16" else torch.float32)
     projector = create_projector(plan.projector, frozen, llm, tokenizer)
+    if rank == 0:
+        _say(parts_table(frozen, projector, llm))
     before = digest_frozen(llm)
-    scenes = SceneStore(store, plan.data.scenes)
-    directions = class_directions(frozen) if plan.data.class_features else None
-    stream = SampleStream(
-        scenes,
-        [item for item in load_items(frozen.catalogue) if item.split == "train"],
-        ClassFeatures(directions[0], scenes.cells(30_000)) if directions else None,
-        grid,
-        tokenizer,
-        tokens_for(plan.projector.kind, plan.projector.options, frozen.features),
-        rows=plan.train.rows // world,
-        row_tokens=plan.train.row_tokens,
-        class_share=plan.data.class_features,
-        questions={str(k): v for k, v in plan.data.questions.items()},
-        yesno_focus=plan.data.yesno_focus,
-        seed=plan.train.seed,
-        rank=rank,
-    )
+    stream = _stream(rank, plan, frozen, store, tokenizer)
     if plan.train.compile:
         for block in llm.blocks:
             block.compile()
@@ -167,14 +221,21 @@ def worker(rank: int, plan: Recipe, frozen: Frozen, store: Path, output: Path, a
         )
 
     def write(step: int) -> None:
-        composition = {"steps": step, "minutes": round((time.monotonic() - began) / 60, 1)}
-        write_composition(plan, frozen, projector, llm, output / "composition", spec.fingerprint, composition)
+        write_composition(
+            plan, frozen.composition, frozen.features, projector, llm, output / "composition", frozen.fingerprints,
+            data={"catalogue_sha256": kept["data.catalogue"], "scenes": plan.data.scenes},
+            run={"steps": step, "minutes": round((time.monotonic() - began) / 60, 1)},
+        )  # fmt: skip
 
-    steps = train_loop(
-        projector, llm, stream, plan.train, output, rank=rank, world=world, resume=resume, report=report, snapshot=write
-    )
+    with StopRequest() as stopping:
+        steps = train_loop(
+            projector, llm, stream, plan.train, output,
+            rank=rank, world=world, resume=resume, facts=kept, stopping=stopping, report=report, snapshot=write,
+        )  # fmt: skip
     if digest_frozen(llm) != before:
-        raise SensoriumError("a frozen weight of the backbone changed during training; this is a bug, please report it.")
+        raise SensoriumError(
+            "A frozen weight of the backbone changed during training; this is a bug, please report it."
+        )
     if rank == 0:
         write(steps)
         _say(f"Frozen weights unchanged (sha256 {before[:12]}). Trained composition: {output / 'composition'}")
@@ -183,63 +244,59 @@ def worker(rank: int, plan: Recipe, frozen: Frozen, store: Path, output: Path, a
         dist.destroy_process_group()
 
 
+def _stream(rank: int, plan: Recipe, frozen: Frozen, store: Path, tokenizer: Any) -> Any:
+    """This rank's batches."""
+    from sensorium.training.class_features import ClassFeatures
+    from sensorium.training.data.scenes import load_items
+    from sensorium.training.data.stream import SampleStream
+    from sensorium.training.scene_store import SceneStore
+
+    scenes = SceneStore(store, plan.data.scenes)
+    directions = class_directions(frozen) if plan.data.class_features else None
+    return SampleStream(
+        scenes,
+        [item for item in load_items(frozen.catalogue) if item.split == "train"],
+        ClassFeatures(directions[0], scenes.cells(30_000)) if directions else None,
+        frozen.grid,
+        tokenizer,
+        tokens_for(plan.projector.kind, plan.projector.options, frozen.features),
+        rows=plan.train.rows // plan.train.processes,
+        row_tokens=plan.train.row_tokens,
+        class_share=plan.data.class_features,
+        questions={str(k): v for k, v in plan.data.questions.items()},
+        yesno_focus=plan.data.yesno_focus,
+        seed=plan.train.seed,
+        rank=rank,
+    )
+
+
 def class_directions(frozen: Frozen) -> Any:
-    """The encoder's classifier (weight, bias), where it has one."""
+    """The encoder's classifier (weight, bias)."""
     from sensorium import encoders
 
     declared = frozen.composition.spec.encoders["image"]
     encoder: Any = encoders.create(declared.kind, frozen.encoder, **declared.options)
-    if not hasattr(encoder, "class_directions"):
-        raise UsageError(f"the encoder {declared.kind} has no classifier; set data.class_features=0 and projector.start=random.")
     return encoder.class_directions()
 
 
-def write_composition(
-    plan: Recipe, frozen: Frozen, projector: Any, llm: Any, directory: Path, backbone: str, run: dict[str, Any]
-) -> None:
-    """Write composition.yaml, the trained tensors, the ONNX twin and the manifest."""
-    from sensorium.training.export import export_projector, save_tensors
+def parts_table(frozen: Frozen, projector: nn.Module, llm: Llama) -> str:
+    """Every part with its parameters, frozen or trained, as lines of text."""
 
-    directory.mkdir(parents=True, exist_ok=True)
-    cells = frozen.features.layout.cells  # type: ignore[union-attr]
-    export_projector(projector, cells, frozen.features.dim, directory)
-    files = ["image.onnx", "image.safetensors"]
-    spec = frozen.composition.spec.model_dump(mode="json", exclude_defaults=True)
-    spec["projectors"] = {
-        "image": {
-            "kind": plan.projector.kind, "encoder": "image", "weights": "image.safetensors", "onnx": "image.onnx",
-            "options": plan.projector.options,
-        }
-    }  # fmt: skip
-    spec.pop("lora", None)
-    if plan.lora:
-        save_tensors(llm.lora_state(), directory / "lora.safetensors")
-        spec["lora"] = {"weights": "lora.safetensors", "active": "media"}
-        files.append("lora.safetensors")
-    manifest = {
-        "schema": 1,
-        "recipe": plan.model_dump(mode="json"),
-        "data": {"catalogue_sha256": file_sha256(frozen.catalogue), "scenes": plan.data.scenes},
-        "run": run,
-        "frozen": {"backbone": backbone, "encoders.image": frozen.features.fingerprint},
-        "files": {name: file_sha256(directory / name) for name in files},
-    }
-    (directory / FILE).write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
-    with hub.atomic_write(directory / MANIFEST) as temporary:
-        Path(temporary).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    def count(module: nn.Module, learns: bool) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad is learns)
 
-
-def install(trained: Path, target: Path) -> None:
-    """Copy a trained composition over another directory (the packaged `mini`, say)."""
-    for name in ("image.onnx", "image.safetensors", "lora.safetensors", FILE, MANIFEST):
-        if (trained / name).is_file():
-            shutil.copy2(trained / name, target / name)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    declared = frozen.composition.spec.encoders["image"]
+    size = f"{frozen.encoder.stat().st_size / 1e6:.1f} MB"
+    rows = [
+        ("encoders.image", "", "frozen", f"{declared.kind}, {size}, run by ONNX Runtime"),
+        ("backbone", f"{count(llm, False):,}", "frozen", f"{llm.shape.layers} layers of width {llm.shape.dim}"),
+        ("lora", f"{count(llm, True):,}", "trained", "active only in conversations that hold media"),
+        ("projectors.image", f"{count(projector, True):,}", "trained", type(projector).__name__),
+        ("projectors.image", f"{count(projector, False):,}", "frozen", type(projector).__name__),
+    ]
+    lines = [f"{'part':<18}{'parameters':>14}  state    what"]
+    lines += [f"{name:<18}{size:>14}  {state:<8} {what}" for name, size, state, what in rows if size != "0"]
+    return "\n".join(lines)
 
 
 def _say(text: str) -> None:

@@ -1,17 +1,21 @@
 """The frozen encoder's features of composite scenes, computed once and memory-mapped.
 
-A store is a directory of shards: ``00000.npy`` (float16 [scenes, cells, dim]) and ``00000.json`` (the scenes' labels). Its
-name is a digest of all that determines its content: catalogue, encoder fingerprint, scene seed and mix. Shards are written
-under a temporary name and renamed, so an interrupted build goes on where it stopped.
+A store is a directory of shards: ``00000.npy`` (float16 [scenes, cells, dim]) and ``00000.json`` (the scenes' labels).
+Its name is a digest of all that determines its content: catalogue, encoder fingerprint, scene seed and mix, but not how
+many scenes there are: a larger plan adds shards. A last shard that is not whole has its count in its name
+(``00001-40.npy``). Shards are written under a temporary name and renamed, so an interrupted build goes on where it
+stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,12 @@ from typing import Any
 import numpy as np
 
 from sensorium import hub
+from sensorium.backbones.threads import physical_cores
+from sensorium.errors import SensoriumError
+from sensorium.training.processes import deaf_children
 
 SHARD = 250  # scenes a file: 40 MB at 64 cells of 1280
-VERSION = 1  # raise when the drawing of scenes changes
+VERSION = 2  # raise when the drawing of scenes changes
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,19 @@ class StorePlan:
         return hub.cache_dir("features", digest.hexdigest()[:24])
 
 
-def _build_shard(plan: StorePlan, directory: Path, index: int) -> int:
+def _shards(scenes: int) -> Iterator[tuple[int, int]]:
+    """(index, scenes) of every shard."""
+    for index in range(-(-scenes // SHARD)):
+        yield index, min(SHARD, scenes - index * SHARD)
+
+
+def _features_file(directory: Path, index: int, count: int) -> Path:
+    """The file with the first ``count`` scenes of a shard: a whole shard serves a smaller plan too."""
+    whole = directory / f"{index:05d}.npy"
+    return whole if count == SHARD or whole.is_file() else directory / f"{index:05d}-{count}.npy"
+
+
+def _build_shard(plan: StorePlan, directory: Path, index: int, count: int) -> int:
     """Draw and encode one shard; runs in a worker process with one thread."""
     from sensorium import encoders
     from sensorium.training.data.scenes import Pool, compose, load_items
@@ -63,13 +82,12 @@ def _build_shard(plan: StorePlan, directory: Path, index: int) -> int:
         _worker = (key, pool, encoder)
     _, pool, encoder = _worker
     first = index * SHARD
-    count = min(SHARD, plan.scenes - first)
     scenes = [compose(pool, (plan.seed << 32) + first + i, plan.mix or None) for i in range(count)]
     features = encoder.encode([scene.pixels for scene in scenes]).astype(np.float16)
-    target = directory / f"{index:05d}"
-    with hub.atomic_write(target.with_suffix(".json")) as temporary:
-        Path(temporary).write_text(json.dumps([scene.labels() for scene in scenes]), encoding="utf-8")
-    with hub.atomic_write(target.with_suffix(".npy")) as temporary, Path(temporary).open("wb") as file:
+    target = _features_file(directory, index, count)
+    with hub.atomic_write(target.with_suffix(".json"), "w") as text:
+        json.dump([scene.labels() for scene in scenes], text)
+    with hub.atomic_write(target) as file:  # last, so that features never lack their labels
         np.save(file, features)
     return count
 
@@ -87,31 +105,70 @@ def build(plan: StorePlan, workers: int | None = None, report: Callable[[int, in
     """
     directory = plan.directory()
     directory.mkdir(parents=True, exist_ok=True)
-    shards = range(-(-plan.scenes // SHARD))
-    missing = [i for i in shards if not (directory / f"{i:05d}.npy").is_file()]
-    done = plan.scenes - sum(min(SHARD, plan.scenes - i * SHARD) for i in missing)
+    missing = [(i, n) for i, n in _shards(plan.scenes) if not _features_file(directory, i, n).is_file()]
+    done = plan.scenes - sum(count for _, count in missing)
     if report:
         report(done, plan.scenes)
-    if missing:
-        with ProcessPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-            for future in as_completed([pool.submit(_build_shard, plan, directory, i) for i in missing]):
-                done += future.result()
-                if report:
-                    report(done, plan.scenes)
+    workers = min(workers or physical_cores(), len(missing))
+    for count in _run(plan, directory, missing, workers):
+        done += count
+        if report:
+            report(done, plan.scenes)
     return directory
 
 
+def _run(plan: StorePlan, directory: Path, missing: list[tuple[int, int]], workers: int) -> Iterator[int]:
+    """Build shards, here or in processes, and yield the scenes of each as it is done."""
+    if workers <= 1:
+        for index, count in missing:
+            yield _build_shard(plan, directory, index, count)
+        return
+    # spawned, not forked: ONNX Runtime's threads do not survive a fork
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        with deaf_children():
+            futures = [pool.submit(_build_shard, plan, directory, index, count) for index, count in missing]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool:
+        raise SensoriumError(
+            "A process that computes features ended before its time (memory may have run out); close other programs "
+            "and run the command again, it goes on where it stopped."
+        ) from None
+    except BaseException:  # an interrupt, too: do not wait for shards that take a minute
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            pool.shutdown()
+
+
 class SceneStore:
-    """Random access to a built store: ``store[i]`` -> (features float16 [cells, dim], labels)."""
+    """Random access to the first ``scenes`` of a built store: ``store[i]`` -> (features float16 [cells, dim], labels).
+
+    Raises:
+        SensoriumError: a shard is missing or damaged.
+    """
 
     def __init__(self, directory: Path, scenes: int) -> None:
         self.features: list[np.ndarray] = []
         self.labels: list[list[dict[str, Any]]] = []
-        for index in range(-(-scenes // SHARD)):
-            path = directory / f"{index:05d}.npy"
-            self.features.append(np.load(path, mmap_mode="r"))
-            self.labels.append(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
-        self.length = sum(len(part) for part in self.labels)
+        for index, count in _shards(scenes):
+            path = _features_file(directory, index, count)
+            try:
+                features = np.load(path, mmap_mode="r")
+                labels = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+                if features.ndim != 3 or not count <= len(features) == len(labels):
+                    raise ValueError(f"{len(features)} scenes, {len(labels)} labels")
+            except (OSError, ValueError) as error:
+                raise SensoriumError(
+                    f"The features {path} cannot be read ({error}); delete the file and run again."
+                ) from None
+            self.features.append(features[:count])
+            self.labels.append(labels[:count])
+        self.length = scenes
 
     def __len__(self) -> int:
         return self.length

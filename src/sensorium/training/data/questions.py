@@ -1,19 +1,20 @@
 """Questions and answers about a scene whose contents are known exactly.
 
-Drawn anew each time a scene is seen, so that text varies without storing it. The answer follows from the labels alone; a
-question is asked only if the labels decide it.
+Drawn anew each time a scene is seen, so that text varies without storing it. The answer follows from the labels alone;
+a question is asked only if the labels decide it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from sensorium.training.data.vocabulary import article, countable, plural
+from sensorium.training.data.words import word_list
 
 Rng = np.random.Generator
 
@@ -28,15 +29,9 @@ class QA:
     word: str = ""
 
 
-# True of many photographs whatever was pasted on them, so never denied when the background is a photograph.
-SCENERY = frozenset(
-    ["tree", "plant", "flower", "grass", "sky", "cloud", "water", "sea", "ocean", "lake", "river", "beach", "sand", "mountain", "hill", "rock", "stone", "forest", "wood", "landscape", "nature", "building", "house", "road", "street", "field", "leaf", "snow", "sun", "sunset", "garden", "park", "waterfall", "coast", "path", "bush", "bird", "city", "bridge", "tower", "island", "valley", "desert", "wave", "boat", "person", "man", "woman", "people", "animal", "insect", "food", "fruit"]
-)
+SCENERY = word_list("photo-scenery")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-
-
-# Names of several things at once: never counted.
-COLLECTIVE = frozenset(["people", "men", "women", "children", "leaves", "crowd", "family", "group", "couple", "herd", "flock", "bouquet"])
+COLLECTIVE = word_list("collective")
 
 
 def indefinite(noun: str) -> str:
@@ -100,12 +95,36 @@ class Vocabulary:
         )
 
 
+def balanced(asker: Asker, scenes: Sequence[Mapping[str, Any]], rng: Rng) -> Asker:
+    """An asker whose words are denied as often as they are affirmed.
+
+    "Is there an animal?" is true of a quarter of all scenes, so without this a model learns that animals are there, not
+    to look. The weight of an absent word is its rate among affirmed words over its chance to be deniable.
+    """
+    vocabulary = asker.vocabulary
+    place = {word: i for i, word in enumerate(vocabulary.words)}
+    affirmed = np.full(len(place), 0.3)
+    with_objects = [scene for scene in scenes if scene["objects"]]
+    for scene in with_objects:
+        for _ in range(3):
+            qa = asker.presence(scene, rng, yes=True)
+            if qa and qa.word in place:
+                affirmed[place[qa.word]] += 1
+    few = with_objects[:: max(1, len(with_objects) // 150)]
+    true = [asker.true_words(scene) for scene in few]
+    deniable = np.array([sum(asker.deniable(w, s, t) for s, t in zip(few, true)) for w in vocabulary.words]) / max(
+        len(few), 1
+    )
+    weights = affirmed / np.maximum(deniable, 0.05)
+    return Asker(replace(vocabulary, weights=weights / weights.sum()))
+
+
 class Asker:
     """Draws questions for scenes given as plain metadata.
 
-    A scene is what ``Scene.labels`` gives: ``kind``, ``box``, ``photo`` (the background is a photograph), ``maybe`` (words
-    that the background may make true) and ``objects``, each with ``name``, ``also``, ``never``, ``attributes``, ``x``,
-    ``y``, ``w``, ``h``, ``inside``.
+    A scene is what ``Scene.labels`` gives: ``kind``, ``box``, ``photo`` (the background is a photograph), ``maybe``
+    (words that the background may make true) and ``objects``, each with ``name``, ``also``, ``never``, ``attributes``,
+    ``x``, ``y``, ``w``, ``h``, ``inside``.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -135,7 +154,7 @@ class Asker:
                 return False
         return True
 
-    def absent(self, scene: Mapping[str, Any], rng: Rng, true: set[str], hard: float = 0.35) -> str | None:
+    def absent(self, scene: Mapping[str, Any], rng: Rng, true: set[str], hard: float = 0.2) -> str | None:
         """A word that is not true of the scene; with probability ``hard`` a sibling of something that is there."""
         vocabulary = self.vocabulary
         for _ in range(12):
@@ -225,29 +244,29 @@ class Asker:
         wrong = [w for w in (self.absent(scene, rng, true) for _ in range(int(rng.integers(1, 4)))) if w]
         if not wrong:
             return None
-        options = [indefinite(w) for w in {*wrong, o["name"]}]
+        options = [indefinite(w) for w in sorted({*wrong, o["name"]})]  # a set's order differs between processes
         rng.shuffle(options)
         question = f"Which of these is in the picture: {listing(options, 'or')}?"
         return QA("which", question, sentence(indefinite(o["name"])), o["name"])
 
     def count(self, scene: Mapping[str, Any], rng: Rng) -> QA | None:
-        """How many X are there? Only nouns that no other object of the scene could also be."""
-        if not scene["objects"]:
+        """How many X are there? Only of what was placed: a photograph of an apple may show three."""
+        if not scene["objects"] or scene["kind"] == "photo":
             return None
         names = Counter(o["name"] for o in scene["objects"])
         name = sorted(names)[int(rng.integers(len(names)))]
         if countable(name) != "count" or name in COLLECTIVE:
             return None
-        if any(name in o["also"] for o in scene["objects"] if o["name"] != name):
+        if not _only(name, scene):
             return None
         forms = ("How many {} are there?", "How many {} are in this picture? Answer with a number.")
         return QA("count", forms[int(rng.integers(2))].format(plural(name)), f"{names[name]}.", name)
 
     def colour(self, scene: Mapping[str, Any], rng: Rng) -> QA | None:
-        """What colour is the X? Only where the catalogue is certain and the picture was not turned grey."""
-        coloured = [o for o in scene["objects"] if o["attributes"].get("color")]
+        """What colour is the X? Only where the catalogue is certain (see also ``Scene.labels`` on grey pictures)."""
         names = Counter(o["name"] for o in scene["objects"])
-        coloured = [o for o in coloured if names[o["name"]] == 1]
+        coloured = [o for o in scene["objects"] if o["attributes"].get("color") and names[o["name"]] == 1]
+        coloured = [o for o in coloured if _only(o["name"], scene)]
         if not coloured:
             return None
         o = coloured[int(rng.integers(len(coloured)))]
@@ -263,7 +282,7 @@ class Asker:
                 return None
             side = "left" if o["x"] < 0.5 else "right"
             return QA("side", f"Is the {o['name']} on the left or on the right?", sentence(side), o["name"])
-        unique = [o for o in objects if names[o["name"]] == 1]
+        unique = [o for o in objects if names[o["name"]] == 1 and _only(o["name"], scene)]
         if len(unique) < 2 or unique[-1]["x"] - unique[0]["x"] < 0.2:
             return None
         first, last = unique[0], unique[-1]
@@ -316,6 +335,13 @@ class Asker:
             else:
                 add(tasks[task](scene, rng))
         return chosen[:n]
+
+
+def _only(name: str, scene: Mapping[str, Any]) -> bool:
+    """Whether "the X" means objects of this name alone: nothing else is one too, nor may the background show one."""
+    if name in scene.get("maybe", ()) or (scene["photo"] and scene["kind"] != "photo" and name in SCENERY):
+        return False
+    return not any(name in (*o["also"], *o["never"]) for o in scene["objects"] if o["name"] != name)
 
 
 def _phrase(o: Mapping[str, Any]) -> str:

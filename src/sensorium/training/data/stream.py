@@ -1,6 +1,7 @@
 """Scenes and synthesised classes -> packed rows with features: what one training step sees.
 
-Step ``s`` of rank ``r`` is a function of (seed, s, r) alone, so a resumed run sees exactly what an uninterrupted one would.
+Row ``i`` of step ``s`` is a function of (seed, s, i) alone, so neither resuming a run nor dividing its rows among more
+processes changes what it sees.
 """
 
 from __future__ import annotations
@@ -13,20 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from sensorium.errors import SensoriumError
 from sensorium.prompt import Tokens
 from sensorium.training.class_features import ClassFeatures
 from sensorium.training.data import vocabulary
-from sensorium.training.data.questions import Asker, Vocabulary
+from sensorium.training.data.questions import Asker, Vocabulary, balanced
 from sensorium.training.data.scenes import Item
+from sensorium.training.data.words import word_list
 from sensorium.training.rows import Branch, Rows, pack, question_branch
 from sensorium.training.scene_store import SceneStore
 
-# Drawn more often as absent words: what people ask about.
-EVERYDAY = ["cat", "dog", "person", "man", "woman", "child", "car", "bicycle", "motorcycle", "bus", "truck", "train", "boat", "airplane", "horse", "cow", "sheep", "bird", "chicken", "duck", "fish", "apple", "orange", "banana", "strawberry", "grapes", "lemon", "cup", "bottle", "glass", "bowl", "plate", "fork", "knife", "spoon", "chair", "table", "bed", "couch", "lamp", "clock", "book", "computer", "laptop", "keyboard", "mouse", "phone", "television", "camera", "flower", "tree", "plant", "leaf", "house", "building", "church", "castle", "bridge", "tower", "mountain", "beach", "sea", "river", "sky", "road", "hat", "shoe", "shirt", "bag", "umbrella", "ball", "guitar", "piano", "drum", "frog", "turtle", "snake", "lion", "tiger", "elephant", "bear", "monkey", "rabbit", "butterfly", "spider", "bee", "pizza", "cake", "bread", "cheese", "egg", "carrot", "tomato", "potato", "broccoli", "corn", "mushroom"]
-# ImageNet has no class for people; photographs of these classes nearly always show one.
-WORN_OR_HELD = frozenset(
-    ["groom", "scuba diver", "baseball player", "ballplayer", "academic gown", "lab coat", "suit", "military uniform", "jersey", "sweatshirt", "bikini", "maillot", "swimming trunks", "miniskirt", "abaya", "kimono", "sarong", "hoopskirt", "gown", "mortarboard", "wig", "bow tie", "tie", "necktie", "bolo tie", "bearskin", "cardigan", "trench coat", "fur coat", "poncho", "lipstick", "sunglasses", "neck brace", "hair spray", "bulletproof vest", "crash helmet", "football helmet", "snorkel", "bathing cap", "shower cap", "stethoscope", "horizontal bar", "balance beam", "parallel bars", "barbell", "dumbbell", "basketball", "rugby ball", "volleyball", "racket", "ski", "bobsleigh", "unicycle", "stretcher", "barber chair", "jeans", "apron", "stole", "vestment", "seat belt", "harmonica", "french horn", "bassoon", "trombone", "cornet", "flute", "oboe", "cello", "accordion", "sombrero", "cowboy hat", "swimsuit", "overskirt", "pajamas", "feather boa", "t-shirt", "sweater", "sock"]
-)
+EVERYDAY = sorted(word_list("everyday"))
+WORN_OR_HELD = word_list("worn-or-held")
+ATTEMPTS = 1000  # scenes drawn for a row before the recipe is blamed
 CLASS_QUESTIONS = {"yesno": 0.66, "describe": 0.1, "what": 0.1, "which": 0.07, "side": 0.07}
 
 
@@ -51,11 +51,11 @@ class SampleStream:
         classes: ``ClassFeatures`` of the encoder, or None for scenes alone.
         grid: the encoder's (h, w).
         tokenizer, media_tokens: how text and pictures are laid out.
-        rows, row_tokens: size of a batch.
+        rows, row_tokens: size of this rank's batch.
         class_share: share of rows with synthesised classes.
         questions: weights of the question kinds; None for the defaults.
         yesno_focus: weight of the yes or no in the loss, beside 1 of every other token.
-        seed, rank: which stream this is.
+        seed, rank: which stream this is; rank r has the rows from ``r * rows`` on of each step.
     """
 
     def __init__(
@@ -84,16 +84,26 @@ class SampleStream:
         known = [(i.name, i.also) for i in items if i.kind != "background"]
         words = [*known, *self.names, *((word, ()) for word in EVERYDAY)]
         self.asker = Asker(Vocabulary.from_scenes(words, common=EVERYDAY))
+        sample = np.random.default_rng([seed, 0xBA1])
+        seen = [store[int(i)][1] for i in sample.integers(len(store), size=3000)]
+        shown = round(3000 * self.class_share / max(1e-9, 1 - self.class_share)) if self.class_share < 1 else 3000
+        for c in sample.integers(len(self.names), size=shown) if self.names else ():
+            seen.append(self._labels((int(c),), [(0.5, 0.5, 0.8)]))
+        self.asker = balanced(self.asker, [seen[int(i)] for i in sample.permutation(len(seen))], sample)
         self.empty = [i for i in range(len(store)) if store[i][1]["kind"] == "empty"] or list(range(len(store)))
         self.branch = lru_cache(200_000)(lambda q, a, f=1.0: question_branch(q, a, tokenizer, media_tokens, f))
         self.layout = self.branch("?", "!")[0]
 
     def batch(self, step: int) -> tuple[np.ndarray, Rows]:
         """Features float32 [rows, cells, dim] and the rows that go with them."""
-        rng = np.random.default_rng([self.seed, step, self.rank])
-        features: list[np.ndarray] = []
-        samples: list[list[Branch]] = []
-        while len(features) < self.rows:
+        first = self.rank * self.rows
+        drawn = [self._row(step, index) for index in range(first, first + self.rows)]
+        return np.stack([cells for cells, _ in drawn]), pack(self.layout, [row for _, row in drawn], self.row_tokens)
+
+    def _row(self, step: int, index: int) -> tuple[np.ndarray, list[Branch]]:
+        """One picture's features and the questions about it."""
+        rng = np.random.default_rng([self.seed, step, index])
+        for _ in range(ATTEMPTS):
             if rng.random() < self.class_share:
                 cells, labels = self._class_scene(rng)
                 asked = self.asker.ask(labels, rng, 9, CLASS_QUESTIONS)
@@ -101,10 +111,13 @@ class SampleStream:
                 cells, labels = self.store[int(rng.integers(len(self.store)))]
                 asked = self.asker.ask(labels, rng, 9, self.questions)
             if asked:
-                features.append(np.asarray(cells, np.float32))
                 focus = [self.focus if qa.task == "yesno" else 1.0 for qa in asked]
-                samples.append([self.branch(qa.question, qa.answer, f)[1] for qa, f in zip(asked, focus)])
-        return np.stack(features), pack(self.layout, samples, self.row_tokens)
+                branches = [self.branch(qa.question, qa.answer, f)[1] for qa, f in zip(asked, focus)]
+                return np.asarray(cells, np.float32), branches
+        raise SensoriumError(
+            f"{ATTEMPTS} scenes in a row allow none of the recipe's questions; give data.questions or data.mix more "
+            "kinds."
+        )
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, Rows]]:
         """Batches of steps ``start`` to ``stop``, drawn ahead in a thread."""
@@ -149,6 +162,9 @@ class SampleStream:
             rng.shuffle(columns)
             places = [(x, rng.uniform(0.3, 0.7), rng.uniform(0.35, 0.6)) for x in columns]
         features = self.classes.write(np.asarray(base, np.float32), self.grid, chosen, places, rng)
+        return features, self._labels(chosen, places)
+
+    def _labels(self, chosen: Sequence[int], places: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
         objects = [
             {
                 "name": self.names[c][0], "also": self.names[c][1], "never": self.denied[c], "attributes": {},
@@ -156,4 +172,4 @@ class SampleStream:
             }
             for c, (x, y, size) in zip(chosen, places)
         ]  # fmt: skip
-        return features, {"kind": "class", "box": "", "photo": True, "maybe": [], "objects": objects}
+        return {"kind": "class", "box": "", "photo": True, "maybe": [], "objects": objects}

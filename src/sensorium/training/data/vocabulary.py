@@ -6,7 +6,7 @@ Three hand-made tables stand beside this file:
 * ``together.txt``  things that a picture of one may well show or be mistaken for (never denied);
 * ``imagenet.json`` a common name for each of the 1000 classes of the image encoder's own classifier.
 
-WordNet was used to check the is-a table, but it is not read at run time: its senses put a lion under "cat".
+The is-a table is written by hand: WordNet's senses put a lion under "cat".
 """
 
 from __future__ import annotations

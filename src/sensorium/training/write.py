@@ -1,0 +1,81 @@
+"""What a run leaves behind: a composition directory that `sensorium ask --model DIR` takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from sensorium import hub
+from sensorium.composition import FILE, MANIFEST, Composition, file_sha256
+from sensorium.encoders.base import FeatureSpec
+from sensorium.training.llama import Llama
+from sensorium.training.recipe import Recipe
+
+TRAINED = ("image.onnx", "image.safetensors", "lora.safetensors")
+
+
+def write_composition(
+    plan: Recipe,
+    base: Composition,
+    features: FeatureSpec,
+    projector: nn.Module,
+    llm: Llama,
+    directory: Path,
+    frozen: dict[str, str],
+    **facts: Any,
+) -> None:
+    """Write ``composition.yaml``, the trained tensors, the ONNX twin and the manifest.
+
+    Args:
+        plan: the recipe, kept in the manifest.
+        base: the composition whose frozen parts were used.
+        features: the encoder's seam.
+        projector, llm: what was trained.
+        directory: where to.
+        frozen: fingerprint of every frozen part.
+        **facts: further keys of the manifest ("data", "run", "metrics").
+
+    Raises:
+        SensoriumError: a file cannot be written.
+    """
+    from sensorium.training.export import export_projector, save_tensors
+
+    directory.mkdir(parents=True, exist_ok=True)
+    export_projector(projector, features.layout.cells, features.dim, directory)  # type: ignore[union-attr]
+    files = ["image.onnx", "image.safetensors"]
+    spec = base.spec.model_dump(mode="json", exclude_defaults=True)
+    spec["backbone"]["part"]["source"] = base.part("backbone").source  # a path of one's own, made absolute
+    for name in base.spec.encoders:
+        spec["encoders"][name]["part"]["source"] = base.part("encoders", name).source
+    declared = {"kind": plan.projector.kind, "encoder": "image", "weights": "image.safetensors", "onnx": "image.onnx"}
+    spec["projectors"] = {"image": {**declared, "options": plan.projector.options}}
+    spec.pop("lora", None)
+    if plan.lora:
+        save_tensors(llm.lora_state(), directory / "lora.safetensors")
+        spec["lora"] = {"weights": "lora.safetensors", "active": "media"}
+        files.append("lora.safetensors")
+    manifest = {
+        "schema": 1,
+        "recipe": plan.model_dump(mode="json"),
+        **facts,
+        "frozen": frozen,
+        "files": {name: file_sha256(directory / name) for name in files},
+    }
+    with hub.atomic_write(directory / FILE, "w") as text:
+        text.write(yaml.safe_dump(spec, sort_keys=False))
+    with hub.atomic_write(directory / MANIFEST, "w") as text:
+        text.write(json.dumps(manifest, indent=1) + "\n")
+
+
+def install(trained: Path, target: Path) -> None:
+    """Copy a trained composition over another directory (the packaged `mini`, say)."""
+    for name in (*TRAINED, FILE, MANIFEST):
+        if (trained / name).is_file():
+            shutil.copy2(trained / name, target / name)
+        elif name in TRAINED:
+            (target / name).unlink(missing_ok=True)
