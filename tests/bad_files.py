@@ -181,10 +181,12 @@ def _bad_webp() -> Iterator[BadFile]:
         "16777216 x 16777216 pixels, more than",
     )
     yield BadFile("damaged.webp", good[:24] + bytes(len(good) - 24), "damaged|cut off")
-    frames = b"ANMF\x10\0\0\0" + bytes(16)
-    canvas = b"RIFF\xff\xff\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0" + bytes(6)
-    yield BadFile("many-frames.webp", canvas + frames * 11_000, "more than 10000 frames")
-    yield BadFile("many-chunks.webp", canvas + b"JUNK\0\0\0\0" * 30_000, "no camera or program")
+    canvas = b"VP8X\x0a\0\0\0\x02\0\0\0" + bytes(6)
+    for name, body, says in (
+        ("many-frames.webp", (b"ANMF\x10\0\0\0" + bytes(16)) * 11_000, "more than 10000 frames"),
+        ("many-chunks.webp", b"JUNK\0\0\0\0" * 30_000, "no camera or program"),
+    ):
+        yield BadFile(name, b"RIFF" + struct.pack("<I", 22 + len(body)) + b"WEBP" + canvas + body, says)
 
 
 def _bad_bmp() -> Iterator[BadFile]:

@@ -49,7 +49,7 @@ def _as_uint8(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind != "f":
         raise SensoriumError(
-            f"An array of type {array.dtype} has no known range; give uint8 from 0 to 255, or floats from 0 to 1."
+            f"An array of type {array.dtype.name} has no known range; give uint8 from 0 to 255, or floats from 0 to 1."
         )
     if not np.isfinite(array).all():
         raise SensoriumError("The array holds values that are not finite; give floats from 0 to 1.")

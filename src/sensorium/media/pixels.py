@@ -34,7 +34,7 @@ def to_rgb(picture: PIL.Image.Image, white: int | None = None, inverted: bool = 
 def _on_white(picture: PIL.Image.Image) -> PIL.Image.Image:
     from PIL import Image
 
-    rgba = picture.convert("RGBA")
+    rgba = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
     canvas = Image.new("RGB", rgba.size, "white")
     canvas.paste(rgba, mask=rgba.getchannel("A"))
     return canvas

@@ -36,7 +36,8 @@ def parse(data: bytes, max_frames: int) -> Parsed:
         if name in _KEEP:
             if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
                 raise Broken(DAMAGED)
-            kept.append(data[place:end])
+            if name != b"tRNS" or _fits(colour, length):
+                kept.append(data[place:end])
         if name == b"IHDR":
             if chunks != 1:
                 raise Broken(DAMAGED)
@@ -58,3 +59,8 @@ def parse(data: bytes, max_frames: int) -> Parsed:
         raise Broken(DAMAGED if finished else CUT_OFF)
     # A file that lacks only its end mark still has all its pixels; the decoder finds out.
     return Parsed(b"".join([*kept, _IEND]), width, height, max(1, frames), turned, 65535 if depth == 16 else None)
+
+
+def _fits(colour: int, length: int) -> bool:
+    """Whether a transparency chunk has the length that its colour type asks for; libpng too passes over others."""
+    return 1 <= length <= 256 if colour == 3 else length == {0: 2, 2: 6}.get(colour)

@@ -13,6 +13,8 @@ _KEEP = {
     254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332,
     338, 339, 340, 341, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532,
 }
+# Of these there is one number; some writers repeat it for every sample, which Pillow warns about.
+_SINGLE = {254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 317, 322, 323}
 # fmt: on
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
@@ -61,8 +63,8 @@ def parse(data: bytes, max_frames: int) -> Parsed:
         raise Broken(DAMAGED)
     _refuse_waste(data, layout, fields)
     bits = _number(data, layout, fields, 258) or 1
-    kept = sorted((tag, field) for tag, field in fields.items() if tag in _KEEP)
-    directory = struct.pack(order + layout.number, len(kept)) + b"".join(field.raw for _, field in kept)
+    kept = [_entry(data, layout, fields, tag) for tag in sorted(_KEEP & set(fields))]
+    directory = struct.pack(order + layout.number, len(kept)) + b"".join(kept)
     directory += struct.pack(order + layout.pointer, 0)
     padding = b"\0" * (-len(data) % 8)
     stream = bytearray(data + padding + directory)
@@ -110,6 +112,16 @@ def _directory(data: bytes, layout: _Layout, start: int) -> tuple[dict[int, _Fie
     if end + layout.inline <= len(data):
         (following,) = struct.unpack_from(order + layout.pointer, data, end)
     return fields, following
+
+
+def _entry(data: bytes, layout: _Layout, fields: dict[int, _Field], tag: int) -> bytes:
+    field = fields[tag]
+    if tag not in _SINGLE or field.length == 1:
+        return field.raw
+    value = _number(data, layout, fields, tag)
+    if value is None or value >= 1 << 32:
+        raise Broken(DAMAGED)
+    return struct.pack(layout.order + layout.entry, tag, 4, 1, struct.pack(f"{layout.order}I", value))
 
 
 def _number(data: bytes, layout: _Layout, fields: dict[int, _Field], tag: int) -> int | None:

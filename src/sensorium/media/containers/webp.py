@@ -17,14 +17,17 @@ def parse(data: bytes, max_frames: int) -> Parsed:
         Broken: no picture chunk, cut off, or made to waste time.
     """
     place, chunks, frames, turned = 12, 0, 0, 1
+    end = 8 + int.from_bytes(data[4:8], "little")  # what follows belongs to nothing
+    if end > len(data) + 1:  # the padding of an odd last chunk is often left out
+        raise Broken(CUT_OFF)
     size: tuple[int, int] | None = None
-    while place + 8 <= len(data):
+    while place + 8 <= end:
         name, length = struct.unpack_from("<4sI", data, place)
         body, place = place + 8, place + 8 + length + (length & 1)
         chunks += 1
         if chunks > _MAX_CHUNKS:
             raise Broken(UNUSUAL)
-        if body + length > len(data):
+        if body + length > min(end, len(data)):
             raise Broken(CUT_OFF)
         if name == b"VP8X" and length >= 10 and size is None:
             size = 1 + _three(data, body + 4), 1 + _three(data, body + 7)
