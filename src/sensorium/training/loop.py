@@ -226,7 +226,8 @@ def _open_log(path: Path, first: int) -> IO[str]:
 
 
 def _write(log: IO[str], line: Progress, report: Callable[[Progress], None] | None) -> None:
-    log.write(json.dumps(line.__dict__) + "\n")
+    values = {k: v if math.isfinite(v) else None for k, v in line.__dict__.items()}
+    log.write(json.dumps(values) + "\n")
     log.flush()
     if report:
         report(line)

@@ -39,6 +39,7 @@ class StorePlan:
         catalogue: the catalogue file; only its rows with split "train" are drawn.
         scenes, seed, mix: how many scenes, from which seed, of which kinds.
         encoder_kind, encoder_weights, encoder_options, fingerprint: the frozen encoder.
+        shard: scenes a file.
     """
 
     catalogue: Path
@@ -49,24 +50,25 @@ class StorePlan:
     encoder_weights: Path
     encoder_options: dict[str, Any]
     fingerprint: str
+    shard: int = SHARD
 
     def directory(self) -> Path:
         """Where the store stands in the user's cache."""
         digest = hashlib.sha256(self.catalogue.read_bytes())
-        digest.update(json.dumps([VERSION, SHARD, self.seed, sorted(self.mix.items()), self.fingerprint]).encode())
+        digest.update(json.dumps([VERSION, self.shard, self.seed, sorted(self.mix.items()), self.fingerprint]).encode())
         return hub.cache_dir("features", digest.hexdigest()[:24])
 
 
-def _shards(scenes: int) -> Iterator[tuple[int, int]]:
+def _shards(scenes: int, size: int) -> Iterator[tuple[int, int]]:
     """(index, scenes) of every shard."""
-    for index in range(-(-scenes // SHARD)):
-        yield index, min(SHARD, scenes - index * SHARD)
+    for index in range(-(-scenes // size)):
+        yield index, min(size, scenes - index * size)
 
 
-def _features_file(directory: Path, index: int, count: int) -> Path:
+def _features_file(directory: Path, index: int, count: int, size: int) -> Path:
     """The file with the first ``count`` scenes of a shard: a whole shard serves a smaller plan too."""
     whole = directory / f"{index:05d}.npy"
-    return whole if count == SHARD or whole.is_file() else directory / f"{index:05d}-{count}.npy"
+    return whole if count == size or whole.is_file() else directory / f"{index:05d}-{count}.npy"
 
 
 def _build_shard(plan: StorePlan, directory: Path, index: int, count: int) -> int:
@@ -81,10 +83,10 @@ def _build_shard(plan: StorePlan, directory: Path, index: int, count: int) -> in
         encoder = encoders.create(plan.encoder_kind, plan.encoder_weights, threads=1, **plan.encoder_options)
         _worker = (key, pool, encoder)
     _, pool, encoder = _worker
-    first = index * SHARD
+    first = index * plan.shard
     scenes = [compose(pool, (plan.seed << 32) + first + i, plan.mix or None) for i in range(count)]
     features = encoder.encode([scene.pixels for scene in scenes]).astype(np.float16)
-    target = _features_file(directory, index, count)
+    target = _features_file(directory, index, count, plan.shard)
     with hub.atomic_write(target.with_suffix(".json"), "w") as text:
         json.dump([scene.labels() for scene in scenes], text)
     with hub.atomic_write(target) as file:  # last, so that features never lack their labels
@@ -105,7 +107,8 @@ def build(plan: StorePlan, workers: int | None = None, report: Callable[[int, in
     """
     directory = plan.directory()
     directory.mkdir(parents=True, exist_ok=True)
-    missing = [(i, n) for i, n in _shards(plan.scenes) if not _features_file(directory, i, n).is_file()]
+    shards = _shards(plan.scenes, plan.shard)
+    missing = [(i, n) for i, n in shards if not _features_file(directory, i, n, plan.shard).is_file()]
     done = plan.scenes - sum(count for _, count in missing)
     if report:
         report(done, plan.scenes)
@@ -152,11 +155,11 @@ class SceneStore:
         SensoriumError: a shard is missing or damaged.
     """
 
-    def __init__(self, directory: Path, scenes: int) -> None:
+    def __init__(self, directory: Path, scenes: int, shard: int = SHARD) -> None:
         self.features: list[np.ndarray] = []
         self.labels: list[list[dict[str, Any]]] = []
-        for index, count in _shards(scenes):
-            path = _features_file(directory, index, count)
+        for index, count in _shards(scenes, shard):
+            path = _features_file(directory, index, count, shard)
             try:
                 features = np.load(path, mmap_mode="r")
                 labels = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -168,13 +171,15 @@ class SceneStore:
                 ) from None
             self.features.append(features[:count])
             self.labels.append(labels[:count])
-        self.length = scenes
+        self.length, self.shard = scenes, shard
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
-        shard, row = divmod(index, SHARD)
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        shard, row = divmod(index, self.shard)
         return self.features[shard][row], self.labels[shard][row]
 
     def cells(self, count: int) -> np.ndarray:
