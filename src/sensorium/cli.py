@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -162,7 +163,8 @@ def train(
     resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Continue an interrupted run.")] = None,
 ) -> None:
     """Train the projectors that a recipe describes. Needs the extra: pip install sensorium[train]."""
-    _training("sensorium.training.run", "train")(recipe, overrides=set_, resume=resume)
+    trained = _training("sensorium.training.run", "train")(recipe, overrides=set_, resume=resume)
+    _write(f"{trained}\n")
 
 
 @app.command()
@@ -173,7 +175,8 @@ def features(
     """Compute and cache the frozen features of a recipe. Needs the extra: pip install sensorium[train]."""
     if engine not in ("local", "ray"):
         raise UsageError(f"--engine is {engine!r}; use local or ray.")
-    _training("sensorium.training.run", "features")(recipe, engine=engine)
+    store = _training("sensorium.training.run", "features")(recipe, engine=engine)
+    _write(f"{store}\n")
 
 
 @app.command(name="eval", short_help="Run the scorecard.")
@@ -380,6 +383,9 @@ def _bad_call(error: Any) -> int:
 
 
 def _complain(sentence: str) -> None:
+    """One line on standard error, whatever names of files it quotes: control characters escaped, long words cut."""
+    sentence = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    sentence = re.sub(r"\S{161,}", lambda word: f"{word[0][:80]}...{word[0][-70:]}", sentence)
     try:
         sys.stderr.write(f"sensorium: {sentence}\n")
         sys.stderr.flush()

@@ -32,6 +32,7 @@ class QA:
 SCENERY = word_list("photo-scenery")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 COLLECTIVE = word_list("collective")
+BOXES = ("box", "crate", "container")  # what a drawn box may be called
 
 
 def indefinite(noun: str) -> str:
@@ -140,7 +141,7 @@ class Asker:
         if (
             word in true
             or (scene["photo"] and word in SCENERY)
-            or (scene["box"] and word in ("box", "crate", "container"))
+            or (scene["box"] and word in BOXES)
         ):
             return False
         if word in scene.get("maybe", ()):
@@ -340,6 +341,8 @@ class Asker:
 def _only(name: str, scene: Mapping[str, Any]) -> bool:
     """Whether "the X" means objects of this name alone: nothing else is one too, nor may the background show one."""
     if name in scene.get("maybe", ()) or (scene["photo"] and scene["kind"] != "photo" and name in SCENERY):
+        return False
+    if scene["box"] and name in BOXES:
         return False
     return not any(name in (*o["also"], *o["never"]) for o in scene["objects"] if o["name"] != name)
 
