@@ -6,11 +6,19 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, settings
+from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sensorium.evaluation import captions, intervals, metrics
+
+
+def given(*strategies):
+    """Hypothesis without time limits, which a busy machine breaks."""
+    quiet = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+    return lambda test: quiet(hypothesis_given(*strategies)(test))
+
 
 labels = st.lists(st.booleans(), min_size=2, max_size=40).filter(lambda v: len(set(v)) == 2)
 
@@ -289,7 +297,6 @@ def test_paired_difference_is_sharper_than_two_intervals():
 
 
 @given(scored(), st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
 def test_bootstrap_repeats_itself(case, seed):
     statistic = metrics.auc_statistic(*case)
     runs = [intervals.bootstrap(statistic, len(case[0]), resamples=50, seed=seed) for _ in range(2)]
