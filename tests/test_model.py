@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 import sensorium
 import tiny
 from sensorium.answer import Answer, StopText
+from sensorium.backbones.engine import Segment
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.messages import Message, parse_messages
+from sensorium.tasks.classify import as_answer
 
 
 def colour(r, g, b):
@@ -64,8 +66,8 @@ def test_the_lora_is_active_with_a_picture_and_only_then(model, plain):
     with_picture = [Message("user", [sensorium.load_image(RED), "What?"])]
     assert model.prepare(with_picture).engine is model.parts.media.get()
     assert model.prepare([Message("user", "What?")]).engine is model.parts.bare.get()
-    changed, unchanged = model.score(with_picture, ["a", "b"])[0], plain.score(with_picture, ["a", "b"])[0]
-    assert np.abs(changed - unchanged).max() > 1e-3
+    changed, unchanged = model.score(with_picture, ["a", "b"]), plain.score(with_picture, ["a", "b"])
+    assert np.abs(changed.logprobs - unchanged.logprobs).max() > 1e-3
     assert plain.parts.media is plain.parts.bare
 
 
@@ -84,7 +86,7 @@ def test_an_earlier_picture_keeps_the_lora_active(model):
 
 def test_the_picture_and_the_order_of_pictures_matter(model):
     def score(*pictures):
-        return model.score([Message("user", [*map(sensorium.load_image, pictures), "Which?"])], ["a"])[0][0]
+        return model.score([Message("user", [*map(sensorium.load_image, pictures), "Which?"])], ["a"]).logprobs[0]
 
     values = {score(RED), score(BLUE), score(RED, BLUE), score(BLUE, RED)}
     assert len(values) == 4
@@ -271,11 +273,52 @@ def test_probabilities_sum_to_one_and_depend_on_the_picture(model):
     assert dict(red) != dict(blue)
 
 
-def test_a_picture_that_shows_nothing_tells_labels_not_apart(model):
-    from sensorium.tasks.classify import neutral
+def test_scores_are_the_log_probabilities_of_whole_answers(model):
+    question = [Message("user", [sensorium.load_image(RED), "What?"])]
+    scores = model.score(question, ["the an", "in"])
+    tokenizer, end = model.parts.tokenizer.get(), model.parts.tokenizer.get().special("<|im_end|>")
+    ids = [*tokenizer.encode("the an"), end]
+    prepared = model.prepare(question)
+    logits = prepared.engine.logits([*prepared.segments, Segment(ids=tuple(ids))]).astype(np.float64)
+    logits = logits[prepared.rendered.length - 1 : -1]
+    expected = sum(row[i] - np.log(np.exp(row).sum()) for row, i in zip(logits, ids))
+    assert scores.logprobs[0] == pytest.approx(expected, abs=1e-4)
+    assert scores.tokens.tolist() == [len(ids), len(tokenizer.encode("in")) + 1]
+    assert scores.mean[0] == pytest.approx(expected / len(ids), abs=1e-4)
 
-    for _, probability in model.classify(neutral(), ["apple", "the sea"]):
-        assert probability == pytest.approx(0.5, abs=1e-6)
+
+def test_blind_scores_do_not_depend_on_the_picture_but_keep_the_lora(model, plain):
+    def blind(composed, pixels):
+        question = [Message("user", [sensorium.load_image(pixels), "What?"])]
+        return composed.score(question, ["apple"], blind=True).logprobs[0]
+
+    assert blind(model, RED) == blind(model, BLUE)
+    assert blind(model, RED) != blind(plain, RED)
+
+
+def test_the_blind_prior_is_subtracted(model):
+    labels = ["the", "apple pie"]
+    all_of_it, none_of_it = (dict(model.classify(RED, labels, prior_weight=w, temperature=1)) for w in (1, 0))
+    question = [Message("user", [sensorium.load_image(RED), "What is in this picture?"])]
+    gain = model.score(question, ["A the.", "An apple pie."], blind=True).mean
+    shift = np.log(all_of_it["the"] / all_of_it["apple pie"]) - np.log(none_of_it["the"] / none_of_it["apple pie"])
+    assert shift == pytest.approx(gain[1] - gain[0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("label", "answer"),
+    [
+        ("cat", "A cat."),
+        ("old boat", "An old boat."),
+        ("a red apple", "A red apple."),
+        ("scissors", "Scissors."),
+        ("glass", "A glass."),
+        ("Paris", "Paris."),
+        ("yes!", "A yes!"),
+    ],
+)
+def test_labels_are_scored_as_the_model_would_say_them(label, answer):
+    assert as_answer(label) == answer
 
 
 @pytest.mark.parametrize("labels", [[], ["one"], ["a", "a"], ["a", " a "], ["a", ""]])

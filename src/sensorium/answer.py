@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,19 @@ class Stream(Iterator[str]):
         close = getattr(self._pieces, "close", None)
         if close:
             close()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of K answers: `logprobs` float64 [K], log P(answer and end of turn | conversation), and `tokens` int [K]."""
+
+    logprobs: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Log-probability per token, which does not favour short answers."""
+        return self.logprobs / self.tokens
 
 
 @dataclass

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from sensorium.answer import Answer, StopText, Stream, Timings, TokenLogprob, Usage
+from sensorium.answer import Answer, Scores, StopText, Stream, Timings, TokenLogprob, Usage
 from sensorium.composition import Composition
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.loading import Parts
 from sensorium.media import Image, load_image
 from sensorium.messages import Message, parse_messages
-from sensorium.prompt import Rendered, render
+from sensorium.prompt import TEMPLATES, Rendered, render
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,8 +178,8 @@ class Model:
 
     # The path from messages to tokens ---------------------------------------------------------------------------------
 
-    def prepare(self, messages: Sequence[Message]) -> Prepared:
-        """Lay out a conversation, encode its pictures and choose the engine."""
+    def prepare(self, messages: Sequence[Message], *, blind: bool = False) -> Prepared:
+        """Lay out a conversation, encode its pictures (unless `blind`, which leaves them out) and choose the engine."""
         from sensorium.backbones.engine import Segment
 
         media = any(message.media for message in messages)
@@ -195,12 +195,12 @@ class Model:
         self._load_s += time.perf_counter() - started
         started = time.perf_counter()
         template = self.composition.spec.backbone.template
-        rendered = render(messages, tokenizer, self._count, template=template)
-        seen = [self.see(picture) for picture in rendered.media]
+        rendered = render(messages, tokenizer, 0 if blind else self._count, template=template)
+        seen = [] if blind else [self.see(picture) for picture in rendered.media]
         segments: list[Segment] = []
         ids: list[int] = []
         for span in rendered.spans:
-            if span.media is None:
+            if span.media is None or blind:
                 ids.extend(span.ids)
                 continue
             medium = seen[span.media]
@@ -228,16 +228,19 @@ class Model:
                 self._seen.popitem(last=False)
         return seen
 
-    def score(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Natural-log probabilities of whole answers, from one prefill.
+    def score(self, messages: Sequence[Message], choices: Sequence[str], *, blind: bool = False) -> Scores:
+        """How probable whole answers are, from one prefill.
 
-        Returns:
-            (logprobs [K], tokens [K]): log P(choice and end of turn | messages), and the number of tokens each has.
+        Args:
+            messages: the conversation before the answer.
+            choices: the answers to score.
+            blind: leave the pictures out and change nothing else: what the answers get without having seen anything.
         """
-        prepared = self.prepare(messages)
+        prepared = self.prepare(messages, blind=blind)
         tokenizer = self.parts.tokenizer.get()
-        ids = [tokenizer.encode(choice) for choice in choices]
-        return prepared.engine.score(prepared.segments, ids), np.array([len(i) for i in ids])
+        end = tokenizer.special(TEMPLATES[self.composition.spec.backbone.template].end)
+        ids = [[*tokenizer.encode(choice), end] for choice in choices]
+        return Scores(prepared.engine.score(prepared.segments, ids), np.array([len(i) for i in ids]))
 
     def _count(self, medium: Any) -> int:
         return self.composition.tokens("image", self.parts.features["image"].get())
