@@ -112,7 +112,7 @@ def _scene_items(catalogue: Path | None, limit: int | None, notes: list[str]) ->
         if catalogue is not None:
             raise UsageError(f"there is no catalogue {catalogue}; give the catalogue.jsonl that training wrote.")
         notes.append(
-            f"The scenes are left out: there is no catalogue of pictures at {path}; `sensorium train` makes it."
+            f"The scenes are left out: there is no catalogue of pictures at {path}; `sensorium features` or `sensorium train` makes it."
         )
         return []
     rows = load_items(path)
@@ -125,7 +125,7 @@ def default_catalogue() -> Path:
     """Where training keeps its catalogue in the cache."""
     from sensorium import hub
 
-    return hub.cache_dir("catalogue") / "catalogue.jsonl"
+    return hub.cache_dir("training") / "catalogue.jsonl"
 
 
 def _facts() -> dict[str, Any]:
