@@ -24,8 +24,9 @@ from sensorium.backbones.embeddings import Embeddings
 from sensorium.backbones.graph_runner import Binding, GraphRunner
 from sensorium.backbones.kv_cache import KVCache
 from sensorium.backbones.onnx_graph import read_facts
-from sensorium.backbones.prefix_cache import Codes, PrefixCache, media_codes, token_codes
+from sensorium.backbones.prefix_cache import Codes, PrefixCache
 from sensorium.backbones.sampling import Sampler, SamplingParams, log_softmax, log_total
+from sensorium.backbones.segments import Joined, Prompt, Segment, join
 from sensorium.errors import UsageError
 
 __all__ = ["Engine", "Prompt", "SamplingParams", "Segment", "Stats", "Step"]
@@ -40,22 +41,6 @@ CHUNK = 512
 _HEADROOM = 256
 # How many bytes of copied prefix one batch of answers may take in `score`.
 _SCORE_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """A stretch of a prompt: token `ids`, or `embeds` float32 [n, dim] of a medium.
-
-    `key` names the content of `embeds` for the prefix cache (a digest of everything they depend on); without one, the
-    values themselves are digested.
-    """
-
-    ids: tuple[int, ...] = ()
-    embeds: Floats | None = None
-    key: str = ""
-
-
-Prompt = Sequence[Segment]
 
 
 @dataclass(frozen=True)
@@ -131,7 +116,7 @@ class Engine:
 
     def prompt_length(self, prompt: Prompt) -> int:
         """How many positions a prompt takes."""
-        return sum(len(s.ids) if s.embeds is None else len(s.embeds) for s in prompt)
+        return sum(len(segment) for segment in prompt)
 
     def generate(
         self,
@@ -168,7 +153,7 @@ class Engine:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts came with {len(each)} sampling parameters; give one each.")
-        inputs = [self._input(prompt) for prompt in prompts]
+        inputs = [self._joined(prompt) for prompt in prompts]
         self.stats = stats if stats is not None else Stats()
         return self._generate(inputs, each, cancel, self.stats)
 
@@ -180,7 +165,7 @@ class Engine:
         """
         if not choices or not all(len(choice) for choice in choices):
             raise UsageError("The choices to score are empty; give at least one, each of at least one token.")
-        source = self._input(prompt, room=max(map(len, choices)) - 1)
+        source = self._joined(prompt, room=max(map(len, choices)) - 1)
         for choice in choices:
             self.embed(choice)  # refuses ids outside the vocabulary before any work
         self.stats = stats = Stats()
@@ -195,7 +180,7 @@ class Engine:
 
     def next_logprobs(self, prompt: Prompt) -> Floats:
         """Natural-log probabilities float32 [vocab] of the token after the prompt."""
-        source = self._input(prompt)
+        source = self._joined(prompt)
         self.stats = Stats()
         _, logits = self._prefill(source, self.stats, None, len(source.embeds))
         return log_softmax(logits)
@@ -214,40 +199,11 @@ class Engine:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _input(self, prompt: Prompt, room: int = 0) -> _Input:
-        """Checks a prompt and joins its segments; `room` positions must remain after it."""
-        embeds: list[Floats] = []
-        codes: list[Codes] = []
-        ids: list[int] = []
-        for segment in prompt:
-            if segment.embeds is None:
-                embeds.append(self.embed(segment.ids))
-                codes.append(token_codes(tuple(segment.ids)))
-                ids.extend(segment.ids)
-                continue
-            values = np.asarray(segment.embeds, np.float32)
-            if segment.ids or values.ndim != 2 or values.shape[1] != self.spec.dim:
-                raise UsageError(
-                    f"A segment holds {'ids as well as ' if segment.ids else ''}embeddings of shape {values.shape}; "
-                    f"give either ids or embeddings [n, {self.spec.dim}]."
-                )
-            if not np.isfinite(values).all():
-                raise UsageError("A segment's embeddings hold values that are not finite; check what made them.")
-            embeds.append(values)
-            codes.append(media_codes(len(values), segment.key, values))
-        length = sum(map(len, embeds))
-        if not length:
-            raise UsageError("The prompt is empty; give at least one token.")
-        if length + room > self.context:
-            answer = f" and the longest answer to score {room + 1}" if room else ""
-            raise UsageError(
-                f"The prompt has {length} tokens{answer}, and the model's context holds {self.context}; "
-                "shorten the text or attach less."
-            )
-        return _Input(np.concatenate(embeds), np.concatenate(codes), ids)
+    def _joined(self, prompt: Prompt, room: int = 0) -> Joined:
+        return join(prompt, self.embed, self.spec.dim, self.context, room)
 
     def _prefill(
-        self, source: _Input, stats: Stats, cancel: threading.Event | None, capacity: int
+        self, source: Joined, stats: Stats, cancel: threading.Event | None, capacity: int
     ) -> tuple[KVCache, Floats]:
         """A cache that holds the prompt, and the logits float32 [vocab] after it."""
         started = time.perf_counter()
@@ -272,7 +228,7 @@ class Engine:
         return cache, logits[0]
 
     def _generate(
-        self, inputs: list[_Input], params: list[SamplingParams], cancel: threading.Event | None, stats: Stats
+        self, inputs: list[Joined], params: list[SamplingParams], cancel: threading.Event | None, stats: Stats
     ) -> Iterator[list[Step | None]]:
         sequences: list[_Sequence] = []
         shared: KVCache | None = None
@@ -356,7 +312,7 @@ class Engine:
         return totals
 
     def _everywhere(self, prompt: Prompt, output: str) -> Floats:
-        source = self._input(prompt)
+        source = self._joined(prompt)
         cache = self._runner.cache(1, len(source.embeds) + 1)
         starts = range(0, len(source.embeds), CHUNK)
         return np.concatenate(
@@ -378,15 +334,6 @@ class Engine:
         binding.embeds[0, count:] = 0
         binding.step(padding)
         return binding.outputs[output][0, :chosen]
-
-
-@dataclass
-class _Input:
-    """A checked prompt: embeddings float32 [n, dim], prefix-cache codes [n, 3], and the ids among it."""
-
-    embeds: Floats
-    codes: Codes
-    ids: list[int]
 
 
 @dataclass
