@@ -30,7 +30,7 @@ def describe_parts(model: Model) -> dict[str, Any]:
             ("backbone",),
             f"{spec.backbone.format} {backbone.arch}, run in {spec.backbone.quantization}",
             backbone.fingerprint,
-            f"embeddings [n, {backbone.dim}] -> tokens of {backbone.vocab}; {backbone.layers} layers, "
+            f"embeddings [n, {backbone.dim}] -> tokens; vocabulary {backbone.vocab}, {backbone.layers} layers, "
             f"context {backbone.context}, template {spec.backbone.template}",
         )
     ]
@@ -42,28 +42,33 @@ def describe_parts(model: Model) -> dict[str, Any]:
     for modality, declared in spec.projectors.items():
         runner = model.parts.projectors[modality].get()
         seam = f"[{runner.cells}, {runner.feature_dim}] -> embeddings [{runner.tokens}, {runner.dim}]"
-        parts.append(_trained(model, f"projectors.{modality}", declared.kind, declared.onnx, seam))
+        parts.append(_trained(model, f"projectors.{modality}", declared.kind, [declared.weights, declared.onnx], seam))
     if spec.lora:
-        parts.append(_trained(model, "lora", "low-rank change of the backbone", spec.lora.weights, LORA_NOTE))
+        parts.append(
+            _trained(model, "lora", "low-rank change of the backbone", [spec.lora.weights], "active: with media")
+        )
     return {"model": composition.name, "directory": str(composition.directory), "parts": parts}
 
 
 def table(described: dict[str, Any]) -> None:
-    """Print the parts as a table on standard output."""
+    """Print the parts as a table on standard output; it fits 80 columns."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    grid = Table(title=f"{described['model']}  ({described['directory']})", title_justify="left", expand=False)
-    for heading in ("part", "state", "source", "licence", "size", "fingerprint", "seam"):
-        grid.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")
+    grid = Table(box=box.SIMPLE_HEAD, show_lines=True, show_header=False, padding=(0, 1), pad_edge=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for part in described["parts"]:
-        state = Text(part["state"], style="cyan" if part["state"] == "frozen" else "green")
-        what = Text(part["name"], style="bold").append(f"\n{part['kind']}", style="not bold dim")
-        size = f"{part['bytes'] / 1e6:.1f} MB"
-        row = (part["source"], part["licence"] or "-", size, part["fingerprint"][:12], part["seam"])
-        grid.add_row(what, state, *map(Text, row))
+        style = "cyan" if part["state"] == "frozen" else "green"
+        left = Text(part["name"], style="bold").append(f"\n{part['state']}", style=f"not bold {style}")
+        left.append(f"\n{part['bytes'] / 1e6:.1f} MB", style="not bold")
+        right = Text(f"{part['kind']}, from {part['source']}\n{part['seam']}\n")
+        right.append(f"{part['licence'] or 'no licence given'}, fingerprint {part['fingerprint'][:12]}", style="dim")
+        grid.add_row(left, right)
+    console.print(f"[bold]{described['model']}[/]  {described['directory']}", soft_wrap=True)
     console.print(grid)
     names = [part["name"] for part in described["parts"]]
     if "lora" in names:
@@ -87,15 +92,15 @@ def _frozen(model: Model, keys: tuple[str, ...], kind: str, fingerprint: str, se
     }
 
 
-def _trained(model: Model, name: str, kind: str, file: str, seam: str) -> dict[str, Any]:
-    path = model.composition.file(file)
+def _trained(model: Model, name: str, kind: str, files: list[str], seam: str) -> dict[str, Any]:
+    paths = [model.composition.file(file) for file in files]
     return {
         "name": name,
         "kind": kind,
         "state": "trained",
-        "source": file,
+        "source": files[0],
         "licence": model.composition.spec.licence,
-        "bytes": path.stat().st_size,
-        "fingerprint": file_sha256(path),
+        "bytes": sum(path.stat().st_size for path in paths),
+        "fingerprint": file_sha256(paths[0]),
         "seam": seam,
     }
