@@ -263,6 +263,8 @@ def _picture(source: str) -> Any:
     from sensorium.media import load_image
 
     if source == "-":
+        if sys.stdin is None:
+            raise SensoriumError("Standard input is closed, so no picture can be read from it; pipe a file into it.")
         if sys.stdin.isatty():
             raise UsageError("- reads a picture from standard input, which is this terminal; pipe a file into it.")
         return load_image(sys.stdin.buffer)
@@ -292,8 +294,13 @@ def _stream(pieces: Any) -> None:
 def _write(text: str) -> None:
     if sys.stdout.isatty():  # a model must not be able to drive the terminal
         text = "".join(c for c in text if (c >= " " and c != "\x7f" and not "\x80" <= c <= "\x9f") or c in "\n\t")
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk
+        raise _Unwritable(error.errno, error.strerror) from None
 
 
 def _show(pictures: list[Any]) -> None:
@@ -310,8 +317,7 @@ def _bars(found: list[tuple[str, float]], width: int = 30) -> str:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    _write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def _training(module: str, name: str) -> Any:
@@ -335,6 +341,11 @@ _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code: 0 done, 1 the work failed, 2 the call is wrong, 130
     interrupted."""
+    if sys.stderr is None:  # closed: complaints have nowhere to go, and that is no reason to fail
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        _complain("Standard output is closed, so the result would have nowhere to go; redirect it to a file.")
+        return 1
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows ? and does not end the program
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -343,9 +354,17 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader has gone, as in `sensorium ask ... | head -1`
         _silence_stdout()
         code = 1
+    except OSError as error:
+        _silence_stdout()
+        _complain(f"Standard output cannot be written ({error.strerror}); redirect it to a disk that has room.")
+        code = 1
     except KeyboardInterrupt:
         code = 130
     return code
+
+
+class _Unwritable(OSError):
+    """Standard output took no more."""
 
 
 def _run(arguments: list[str]) -> int:
@@ -361,7 +380,7 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except _ClickError as error:
         return _bad_call(error)
-    except BrokenPipeError:
+    except (BrokenPipeError, _Unwritable):
         raise
     except MemoryError:
         _complain("The machine ran out of memory; close other programs, or use a smaller picture or model.")
