@@ -3,8 +3,8 @@
     python benchmarks/classify.py [--model NAME|DIR] [--labels 6]
 
 Each development photograph gets one label that is true and others that are not. For every way of scoring: accuracy with
-a 95 % interval, and the log-loss at the temperature that fits best. `tasks/classify.py` takes its constants from here; the
-test photographs are not touched.
+a 95 % interval, and the log-loss at the temperature that fits best. `tasks/classify.py` takes its constants from here;
+the test photographs are not touched.
 """
 
 from __future__ import annotations

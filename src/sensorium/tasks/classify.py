@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROMPT = "What is in this picture?"
 PRIOR_WEIGHT = 0.5
 """How much of the blind score is subtracted: 0 ignores it, 1 is the pointwise mutual information."""
-TEMPERATURE = 0.35
+TEMPERATURE = 0.25
 """Divides the scores before the softmax."""
 
 _ARTICLES = ("a ", "an ", "the ", "some ", "no ", "one ", "two ", "three ", "my ", "your ")
