@@ -202,7 +202,8 @@ def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...",
     import subprocess
 
     directory = Path(__file__).parents[2] / "benchmarks"
-    known = {path.stem: path for path in sorted(directory.glob("*.py")) if not path.stem.startswith("_")}
+    scripts = [path for path in sorted(directory.glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
+    known = {path.stem: path for path in scripts}
     if not known:
         raise SensoriumError("The benchmarks stand in a source checkout, and this is an installed package; clone it.")
     for name in names or known:
