@@ -106,6 +106,7 @@ def _scene_items(catalogue: Path | None, limit: int | None, notes: list[str]) ->
     """Scenes from the test half of a catalogue; none, with a note, where there is no catalogue."""
     from sensorium.evaluation import scenes
     from sensorium.training.data.scenes import load_items
+    from sensorium.training.data.stream import class_names
 
     path = catalogue or default_catalogue()
     if not path.is_file():
@@ -117,6 +118,7 @@ def _scene_items(catalogue: Path | None, limit: int | None, notes: list[str]) ->
         return []
     rows = load_items(path)
     trained = {word for row in rows if row.split == "train" for word in (row.name, *row.also)}
+    trained |= {word for name, also in class_names() for word in (name, *also)}  # synthesised classes name them too
     sizes = scenes.Sizes() if limit is None else scenes.Sizes(*[limit] * 6)
     return scenes.scene_items([row for row in rows if row.split == "test"], trained, sizes)
 
