@@ -18,7 +18,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -45,9 +44,8 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 # Files that commands write, so that no checkout holds them; named in the pages as what they are.
 WRITTEN = {
-    "manifest.json", "image.onnx", "image.safetensors", "lora.safetensors", "catalogue.jsonl", "log.jsonl", "recipe.yaml",
-    "checkpoint.safetensors", "model.onnx", "model.json", "weights.bin", "results/image.json", "results/image.md",
-    "00000.npy", "00000.json", "name.onnx", "name.safetensors", "composition/",
+    "composition.yaml", "manifest.json", "image.onnx", "image.safetensors", "lora.safetensors", "composition/",
+    "recipe.yaml", "catalogue.jsonl", "log.jsonl", "checkpoint.safetensors", "results/image.json", "results/image.md",
 }  # fmt: skip
 # What a reader writes while following a page, and the file names of examples.
 EXAMPLES = {"apple.jpg", "box.jpg", "llm.gguf", "palette.npy", "a.jpg", "photo.jpg"}
@@ -106,7 +104,6 @@ def reader(packaged, tmp_path, monkeypatch):
     monkeypatch.setattr(composition, "PACKAGED", packaged / "compositions")
     monkeypatch.setenv("SENSORIUM_HOME", str(packaged / "home"))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("os.environ", os.environ)
     monkeypatch.chdir(tmp_path)
     for name in ("examples", "recipes"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -164,11 +161,7 @@ def write(path: Path, text: str, monkeypatch) -> None:
 def register(name: str, text: str, monkeypatch) -> None:
     """Add entries, written as they stand in the file, to a dictionary of the package, until the test ends."""
     module = importlib.import_module(name.rpartition(".")[0])
-    scope = {**vars(module), **{k: v for m in list(sys.modules.values()) if m and m.__name__ == module.__name__ for k, v in vars(m).items()}}
-    for function in re.findall(r"^def .*?(?=^\S|\Z)", text, re.M | re.S):
-        exec(function, scope)
-        text = text.replace(function, "")
-    for key, value in eval("{" + text + "}", scope).items():
+    for key, value in eval("{" + text + "}", dict(vars(module))).items():
         monkeypatch.setitem(getattr(module, name.rpartition(".")[2]), key, value)
 
 
@@ -216,7 +209,11 @@ def command_lines(page: Path) -> list[str]:
         if block.language in ("console", "bash", "sh", ""):
             lines += block.text.replace("\\\n", " ").splitlines()
     lines += re.findall(r"(?<!`)`([^`\n]+)`", prose(page))
-    return [match[1] for line in lines if (match := re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?(sensorium(?: .*)?)$", line))]
+    return [
+        match[1]
+        for line in lines
+        if (match := re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?(sensorium(?: .*)?)$", line))
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -228,7 +225,7 @@ def test_every_command_line_parses(page):
         if not words or words[0] in ("--version", "--help"):
             continue
         try:
-            with group.make_context("sensorium", words[:1] + ["--help-not-asked"][:0], resilient_parsing=True) as context:
+            with group.make_context("sensorium", words[:1], resilient_parsing=True) as context:
                 name, command, _ = group.resolve_command(context, words)
                 command.make_context(name, words[1:], parent=context)
         except typer.Exit:  # --help
