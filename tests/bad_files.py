@@ -201,6 +201,8 @@ def _bad_bmp() -> Iterator[BadFile]:
     yield BadFile("minimal-height.bmp", sized(5, -(2**31)), "more than")
     yield BadFile("odd-bits.bmp", good[:28] + b"\x07" + good[29:], "damaged")
     yield BadFile("odd-compression.bmp", good[:30] + b"\x0d" + good[31:], "damaged")
+    runs = struct.pack("<IiiHHIIiiII", 40, 9000, 7000, 1, 8, 1, 0, 0, 0, 0, 0) + b"\1\1\0\0" * 600_000
+    yield BadFile("slow-runs.bmp", b"BM" + struct.pack("<IHHI", 0, 0, 0, 54) + runs, "no camera or program")
     yield BadFile("no-room.bmp", good[:10] + b"\xff\xff\xff\x7f" + good[14:], "damaged|cut off")
 
 

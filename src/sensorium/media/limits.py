@@ -11,7 +11,7 @@ class Limits:
 
     Attributes:
         max_bytes: size of the encoded file.
-        max_pixels: width x height of a frame. 64 million pixels take up to 0.6 GB while they are decoded. (Above 89
+        max_pixels: width x height of a frame. 64 million pixels take about 1 GB while they are decoded. (Above 89
             million Pillow warns on its own for WebP and TIFF, above 178 million it refuses those.)
         max_side: width or height alone, in pixels.
         max_frames: frames of an animation or pages of a document (the first is taken; more than this is refused).

@@ -28,7 +28,7 @@ def to_rgb(picture: PIL.Image.Image, white: int | None = None, inverted: bool = 
         picture = _lab_to_rgb(picture)
     if picture.mode in _ALPHA or "transparency" in picture.info:
         picture = _on_white(picture)
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _on_white(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -41,25 +41,41 @@ def _on_white(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _scaled(picture: PIL.Image.Image, white: int | None) -> np.ndarray:
+    """The grey values as uint8 [height, width]. In stripes, since the steps between need eight bytes for a pixel."""
     values = np.asarray(picture)
+    result = np.empty(values.shape, np.uint8)
+    rows = max(1, 1_000_000 // values.shape[1])
+    stripes = [slice(start, start + rows) for start in range(0, values.shape[0], rows)]
     if picture.mode.startswith("I;16"):
         white = white or 65535
         transparent = picture.info.get("transparency")
-        scaled = ((np.minimum(values, white).astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
-        if isinstance(transparent, int):
-            scaled[values == transparent] = 255
-        return scaled
-    values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    if white is not None:
-        least, most = 0.0, float(white)
-    elif least >= 0:
-        ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)
-        least, most = next(((0.0, top) for top in ranges if most <= top), (least, most))
-    values = np.nan_to_num(values, nan=least, posinf=most, neginf=least)
-    scaled = (values - least) / (most - least) if most > least else np.zeros_like(values)
-    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+        for stripe in stripes:
+            samples = np.minimum(values[stripe], white).astype(np.uint32)
+            result[stripe] = (samples * 255 + white // 2) // white
+            if isinstance(transparent, int):
+                result[stripe][values[stripe] == transparent] = 255
+        return result
+    least, most = (0.0, float(white)) if white is not None else _range(values, stripes)
+    for stripe in stripes:
+        samples = np.nan_to_num(values[stripe].astype(np.float64), nan=least, posinf=most, neginf=least)
+        share = (samples - least) / (most - least) if most > least else np.zeros_like(samples)
+        result[stripe] = np.rint(np.clip(share, 0, 1) * 255)
+    return result
+
+
+def _range(values: np.ndarray, stripes: list[slice]) -> tuple[float, float]:
+    """The values for black and white of samples that have no range of their own."""
+    least, most = np.inf, -np.inf
+    for stripe in stripes:
+        finite = values[stripe][np.isfinite(values[stripe])]
+        if finite.size:
+            least, most = min(least, float(finite.min())), max(most, float(finite.max()))
+    if least > most:
+        return 0.0, 1.0
+    ranges = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+    if least >= 0:
+        return next(((0.0, top) for top in ranges if most <= top), (least, most))
+    return least, most
 
 
 def _lab_to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -6,8 +6,8 @@ import struct
 
 from sensorium.media.containers.base import CUT_OFF, DAMAGED, UNUSUAL, Broken, Parsed
 
-# Pillow decodes run lengths in Python, at about 2 MB/s; drawings that are stored so are far smaller than this.
-_MAX_RUN_LENGTH_BYTES = 8 << 20
+# Pillow decodes run lengths in Python, at 1 MB/s in the worst case; drawings that are stored so are smaller than this.
+_MAX_RUN_LENGTH_BYTES = 2 << 20
 
 
 def parse(data: bytes, max_frames: int) -> Parsed:

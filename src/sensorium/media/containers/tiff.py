@@ -67,7 +67,8 @@ def parse(data: bytes, max_frames: int) -> Parsed:
     directory = struct.pack(order + layout.number, len(kept)) + b"".join(kept)
     directory += struct.pack(order + layout.pointer, 0)
     padding = b"\0" * (-len(data) % 8)
-    stream = bytearray(data + padding + directory)
+    stream = bytearray(data)
+    stream += padding + directory
     struct.pack_into(order + layout.pointer, stream, layout.first, len(data) + len(padding))
     turned = _number(data, layout, fields, 274) or 1
     return Parsed(
