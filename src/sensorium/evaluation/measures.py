@@ -67,6 +67,17 @@ def yes_no_balanced(threshold: float = 0.0) -> Measure:
     return measure
 
 
+def yes_no_fitted(items: Sequence[EvalItem], outcomes: Sequence[Outcome]) -> Measured:
+    """Balanced accuracy at the threshold that suits these very answers best: what a bias towards yes or no hides.
+
+    It is fitted on what it is measured on, in every column alike, so it flatters all of them a little.
+    """
+    truth = _truth(items)
+    if truth.all() or not truth.any():
+        return yes_no_balanced()(items, outcomes)
+    return yes_no_balanced(metrics.best_threshold([o.margin for o in outcomes], truth))(items, outcomes)
+
+
 def yes_no_written(items: Sequence[EvalItem], outcomes: Sequence[Outcome]) -> Measured:
     """Balanced accuracy of the generated answer; one that says neither yes nor no is wrong."""
     truth = _truth(items)

@@ -112,9 +112,8 @@ def _scene_items(catalogue: Path | None, limit: int | None, notes: list[str]) ->
     if not path.is_file():
         if catalogue is not None:
             raise UsageError(f"there is no catalogue {catalogue}; give the catalogue.jsonl that training wrote.")
-        notes.append(
-            f"The scenes are left out: there is no catalogue of pictures at {path}; `sensorium features` or `sensorium train` makes it."
-        )
+        made = "`sensorium features` or `sensorium train` makes it"
+        notes.append(f"The scenes are left out: there is no catalogue of pictures at {path}; {made}.")
         return []
     rows = load_items(path)
     trained = {word for row in rows if row.split == "train" for word in (row.name, *row.also)}

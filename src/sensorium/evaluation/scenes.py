@@ -32,12 +32,12 @@ SIDES = ("Left.", "Right.")
 class Sizes:
     """How many pictures of each kind."""
 
-    single: int = 200
-    several: int = 80
-    groups: int = 80
-    count: int = 120
-    side: int = 120
-    side_groups: int = 60
+    single: int = 150
+    several: int = 60
+    groups: int = 60
+    count: int = 100
+    side: int = 100
+    side_groups: int = 50
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ class _Maker:
         name = f"{scene.name}/{'yes' if truth else 'no'}-{word}"
         said, group = "yes" if truth else "no", str(facts.get("group", ""))
         return EvalItem(
-            name, scene.name, scene.data, "yesno", question, said, meta=facts, cluster=group, generate=not group
+            name, scene.name, scene.data, "yesno", question, said, meta=facts, cluster=group, generate=kind == "scene"
         )
 
     def _caption(self, scene: Drawn, kind: str) -> EvalItem:

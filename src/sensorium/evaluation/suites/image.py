@@ -136,6 +136,7 @@ def _yes_no(kind: str, section: str) -> list[Plan]:
     return [
         Plan(section, "yes/no, area under the curve", asked, measures.yes_no_auc, 0.5, 0.5),
         Plan(section, "yes/no, balanced accuracy", asked, measures.yes_no_balanced(), 0.5, 0.5),
+        Plan(section, "yes/no, balanced accuracy, threshold fitted", asked, measures.yes_no_fitted, 0.5, 0.5),
         Plan(section, "yes/no, balanced accuracy of the written answer", asked, measures.yes_no_written, 0.5, 0.5),
         Plan(
             section,
