@@ -88,9 +88,11 @@ import sys, time
 from sensorium.hub import Part, fetch
 part = Part({PART.source!r}, {PART.file!r}, {PART.sha256!r})
 fetch(part)
-start = time.perf_counter()
-fetch(part)
-spent = time.perf_counter() - start
+spent = 1.0
+for _ in range(20):  # the least of some, as the machine may be busy
+    start = time.perf_counter()
+    fetch(part)
+    spent = min(spent, time.perf_counter() - start)
 heavy = {{"httpx", "rich", "zipfile", "tarfile", "subprocess", "numpy", "ssl"}} & set(sys.modules)
 print(spent, heavy or "")
 """

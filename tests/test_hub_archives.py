@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 import stat
+import subprocess
 import tarfile
 import zipfile
 
@@ -53,10 +55,14 @@ def test_a_glob_takes_many(tmp_path, kind):
     assert {file.name for file in found} == all_files(tmp_path / "out") == {"pkg/readme.txt", "pkg/other/model.txt"}
 
 
+def test_names_and_globs_together(tmp_path):
+    archive = written(tmp_path, make_tar({**FILES, "pkg/a[1].txt": b"y"}))
+    extract_many(archive, ["pkg/model.bin", "*/readme.*"], tmp_path / "out", label="it")
+    assert all_files(tmp_path / "out") == {"pkg/model.bin", "pkg/readme.txt"}
+
+
 def test_zstd_needs_dpkg(tmp_path, monkeypatch):
-    archive = written(tmp_path, make_deb({"a": b"b"}, "").replace(b"data.tar  ", b"data.tar.zst"[:10]))
-    data = make_deb({"a": b"b"}, "").replace(b"data.tar        ", b"data.tar.zst    ")
-    archive.write_bytes(data)
+    archive = written(tmp_path, make_deb({"a": b"b"}, "").replace(b"data.tar        ", b"data.tar.zst    "))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SensoriumError, match="dpkg-deb"):
         extract_one(archive, "a", tmp_path / "out", label="it")
@@ -239,3 +245,18 @@ def test_damaged_archives_give_one_sentence_and_stay_inside(tmp_path_factory, ki
         except SensoriumError as error:
             assert str(error).endswith(".") and "\n" not in str(error)
     assert all_files(directory) - {"archive"} == {f"out/{name}" for name in all_files(directory / "out")}
+
+
+@pytest.mark.skipif(not (shutil.which("dpkg-deb") and shutil.which("zstd")), reason="needs dpkg-deb and zstd")
+def test_zstd_through_dpkg(tmp_path):
+    package = tmp_path / "package"
+    (package / "DEBIAN").mkdir(parents=True)
+    (package / "DEBIAN" / "control").write_text(
+        "Package: tiny\nVersion: 1\nArchitecture: all\nMaintainer: me <me@example.org>\nDescription: x\n"
+    )
+    (package / "model.bin").write_bytes(FILES["pkg/model.bin"])
+    subprocess.run(
+        ["dpkg-deb", "-Zzstd", "--build", str(package), str(tmp_path / "a.deb")], check=True, capture_output=True
+    )
+    found = extract_one(tmp_path / "a.deb", "*.bin", tmp_path / "out", label="it")
+    assert found.path.read_bytes() == FILES["pkg/model.bin"]

@@ -148,11 +148,13 @@ def extract_many(
 
 
 def _extract_many(archive: Path, wanted: list[str], target: Path, label: str, bounds: ArchiveLimits) -> list[Extracted]:
+    names = {name for name in wanted if not is_pattern(name)}
+    patterns = [name for name in wanted if is_pattern(name)]
     taken: dict[str, Extracted] = {}
     links: dict[str, str] = {}
     total = 0
     for entry in _entries(archive, label, bounds):
-        if not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in wanted):
+        if entry.name not in names and not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
             continue
         if entry.kind in ("link", "hardlink"):
             start = posixpath.dirname(entry.name) if entry.kind == "link" else ""
@@ -177,7 +179,7 @@ def _extract_many(archive: Path, wanted: list[str], target: Path, label: str, bo
             _link(taken[place].path, target / name)
             taken[name] = Extracted(name, target / name, taken[place].size, taken[place].sha256)
     if not taken:
-        raise SensoriumError(f"{label} holds no file that matches {', '.join(wanted) or 'an empty list'}.")
+        raise SensoriumError(f"{label} holds no file that matches {', '.join(wanted[:5])}.")
     return list(taken.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +18,7 @@ from sensorium.hub.parts import Part
 from sensorium.hub.paths import cache_dir, home, offline, write_error
 from sensorium.hub.progress import reporting
 
+_KEPT = re.compile("[0-9a-f]{32}")
 _REGISTRIES: dict[str, ModuleType] = {"pypi": pypi, "npm": npm, "deb": deb, "hf": huggingface}
 
 
@@ -49,9 +50,8 @@ def obtained(part: Part, *, progress: bool, keep: bool = False) -> Iterator[Path
     if lying is not None:
         yield lying
         return
-    scratch = Path(tempfile.mkdtemp(prefix=".native.", dir=store))
-    try:
-        path, ours = _search(part, store, scratch, progress)
+    with contextlib.ExitStack() as stack:
+        path, ours = _search(part, store, stack, progress)
         if ours and keep:
             path = path.replace(kept)
         try:
@@ -59,8 +59,6 @@ def obtained(part: Part, *, progress: bool, keep: bool = False) -> Iterator[Path
         finally:
             if ours and not keep:
                 path.unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def local_file(part: Part) -> Path:
@@ -88,14 +86,15 @@ def _lying_here(store: Path, part: Part) -> Path | None:
     for path in sorted(store.iterdir()):
         if path.name.startswith(".") or path.suffix in (".partial", ".lock") or not path.is_file():
             continue
-        likely = path.name == part.sha256[:32] or part.size is None or path.stat().st_size == part.size
+        ours = _KEPT.fullmatch(path.name) is not None
+        likely = path.name == part.sha256[:32] if ours else part.size in (None, path.stat().st_size)
         if likely and sha256_of(path) == part.sha256:
             return path
     return None
 
 
-def _search(part: Part, store: Path, scratch: Path, progress: bool) -> tuple[Path, bool]:
-    """The archive and whether it is ours to delete."""
+def _search(part: Part, store: Path, stack: contextlib.ExitStack, progress: bool) -> tuple[Path, bool]:
+    """The archive and whether it is ours to delete; ``stack`` keeps a directory that it may lie in."""
     registry, online = _REGISTRIES[part.parsed.kind], not offline()
     answer: Offers = registry.offers(part, online=online)
     notes, mismatch = answer.notes, answer.mismatch
@@ -111,8 +110,9 @@ def _search(part: Part, store: Path, scratch: Path, progress: bool) -> tuple[Pat
             notes.append(str(reason))
     if online and not mismatch and hasattr(registry, "native"):
         try:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".native.", dir=store))
             with reporting(part.parsed.label, part.size, show=progress and not answer.found):
-                path = registry.native(part, scratch)
+                path = registry.native(part, Path(scratch))
             return _checked(part, path, path.name), True
         except (_WrongDigest, Unreachable) as reason:
             mismatch |= isinstance(reason, _WrongDigest)

@@ -51,7 +51,7 @@ def native(part: Part, directory: Path) -> Path:
     source = part.parsed
     if not sys.executable:
         raise Unreachable("pip cannot be run")
-    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "-q", "--dest", "."]
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--retries=1", "-q", "--dest=."]
     run_tool(
         [sys.executable, "-m", "pip", "download", *options, f"{source.name}=={source.version}"], directory=directory
     )
