@@ -326,7 +326,7 @@ def test_no_package_serves_both_training_and_evaluation():
     trained = {line.split("\t")[1] for line in table.splitlines() if line and not line.startswith("#")}
 
     def name(source: str) -> str:
-        return source[:1] + re.split(r"==|(?<=.)@|=", source[1:])[0]
+        return re.split(r"==|(?<=[^:])@|=", source)[0]
 
     assert len(trained) > 10
     evaluated = {
