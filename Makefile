@@ -9,13 +9,11 @@ TORCH ?= torch==2.13.0
 .PHONY: run test lint clean
 
 run: $(VENV)/.ready
-	@$(VENV)/bin/sensorium ask "Is there an apple in this picture? Answer yes or no." -a examples/apple.jpg --show
-	@$(VENV)/bin/sensorium ask "What is in this picture?" -a examples/apple.jpg
-	@echo
-	@$(VENV)/bin/sensorium ask "Is there an apple in this picture? Answer yes or no." -a examples/cat.jpg --show
-	@$(VENV)/bin/sensorium ask "What is in this picture?" -a examples/cat.jpg
-	@echo
-	@echo "Try your own: $(VENV)/bin/sensorium ask \"What is this?\" -a PICTURE"
+	$(VENV)/bin/sensorium ask "Is there an apple in this picture? Answer yes or no." -a examples/apple.jpg --show
+	$(VENV)/bin/sensorium ask "What is in this picture?" -a examples/apple.jpg
+	$(VENV)/bin/sensorium ask "Is there an apple in this picture? Answer yes or no." -a examples/cat.jpg --show
+	$(VENV)/bin/sensorium ask "What is in this picture?" -a examples/cat.jpg
+	@echo 'Try your own: $(VENV)/bin/sensorium ask "What is this?" -a PICTURE'
 
 test: $(TEST_VENV)/.ready
 	@$(TEST_VENV)/bin/ruff check src tests benchmarks
