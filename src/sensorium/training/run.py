@@ -71,10 +71,11 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
         SensoriumError: a part, a picture, a checkpoint or the machine is at fault.
         KeyboardInterrupt: the run was interrupted; a checkpoint was written if a step had been taken.
     """
+    plan = load_recipe(recipe, overrides)  # before torch is imported, which takes seconds
+
     from sensorium.training import checkpoint
     from sensorium.training.processes import run_ranks
 
-    plan = load_recipe(recipe, overrides)
     output = Path(resume or plan.output)
     if resume and not (output / RECIPE).is_file():
         raise UsageError(f"--resume {resume} is no output directory of a training run; it holds no {RECIPE}.")

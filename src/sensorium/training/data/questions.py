@@ -331,8 +331,13 @@ class Asker:
                 break
             task = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
             if task == "yesno":
-                add(self.presence(scene, rng, yes=True))
-                add(self.presence(scene, rng, yes=False))
+                pair = [self.presence(scene, rng, yes=True), self.presence(scene, rng, yes=False)]
+                if scene["objects"] and any(qa is None or qa.question in seen for qa in pair):
+                    continue  # half a pair would make an answer likelier whatever the picture shows
+                if rng.random() < 0.5:  # the last pair may be cut
+                    pair.reverse()
+                for qa in pair:
+                    add(qa)
             else:
                 add(tasks[task](scene, rng))
         return chosen[:n]
