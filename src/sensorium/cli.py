@@ -5,15 +5,13 @@ Standard output carries the result and nothing else; progress and errors go to s
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sensorium import console
 from sensorium.errors import SensoriumError, UsageError
 
 if TYPE_CHECKING:
@@ -66,11 +64,11 @@ def ask(
     messages = question(text, pictures)
     composed.load()
     if as_json:
-        _print_json(composed.chat(messages, **options).to_dict())
+        console.write_json(composed.chat(messages, **options).to_dict())
         return
     if show:
-        _show(pictures)
-    _stream(composed.chat(messages, stream=True, **options))
+        console.show(pictures)
+    console.write_stream(composed.chat(messages, stream=True, **options))
 
 
 @app.command()
@@ -95,14 +93,14 @@ def describe(
             captions[name] = composed.describe(picture, **options).to_dict()
             return
         if show:
-            _show([picture])
+            console.show([picture])
         if len(files) > 1:
-            _write(f"{name}: ")
-        _stream(composed.describe(picture, stream=True, **options))
+            console.write(f"{name}: ")
+        console.write_stream(composed.describe(picture, stream=True, **options))
 
     failed = _each_file(files, each)
     if as_json and captions:
-        _print_json(captions[files[0]] if len(files) == 1 else {"files": captions})
+        console.write_json(captions[files[0]] if len(files) == 1 else {"files": captions})
     raise typer.Exit(failed)
 
 
@@ -132,11 +130,11 @@ def classify(
         found = composed.classify(picture, labels)
         results[name] = {"labels": [{"label": text, "probability": round(p, 6)} for text, p in found]}
         if not as_json:
-            _write((f"{name}\n" if len(files) > 1 else "") + _bars(found))
+            console.write((f"{name}\n" if len(files) > 1 else "") + console.bars(found))
 
     failed = _each_file(files, each)
     if as_json and results:
-        _print_json(results[files[0]] if len(files) == 1 else {"files": results})
+        console.write_json(results[files[0]] if len(files) == 1 else {"files": results})
     raise typer.Exit(failed)
 
 
@@ -148,7 +146,7 @@ def parts(model: ModelOption = "mini", as_json: JsonOption = False) -> None:
     composed = _start(model, media=None).load()
     described = describe_parts(composed)
     if as_json:
-        _print_json(described)
+        console.write_json(described)
     else:
         table(described)
 
@@ -164,7 +162,7 @@ def train(
 ) -> None:
     """Train the projectors that a recipe describes. Needs the extra: pip install sensorium[train]."""
     trained = _training("sensorium.training.run", "train")(recipe, overrides=set_, resume=resume)
-    _write(f"{trained}\n")
+    console.write(f"{trained}\n")
 
 
 @app.command()
@@ -176,7 +174,7 @@ def features(
     if engine not in ("local", "ray"):
         raise UsageError(f"--engine is {engine!r}; use local or ray.")
     store = _training("sensorium.training.run", "features")(recipe, engine=engine)
-    _write(f"{store}\n")
+    console.write(f"{store}\n")
 
 
 @app.command(name="eval", short_help="Run the scorecard.")
@@ -193,7 +191,7 @@ def evaluate(
 
     result = run_suites(suites or [], model=model, limit=limit, table=sys.stderr if as_json else sys.stdout)
     if as_json:
-        _print_json(result)
+        console.write_json(result)
 
 
 @app.command(short_help="Run the benchmarks, each beside its peer.")
@@ -221,10 +219,10 @@ def options(
     if version:
         from sensorium import __version__
 
-        _write(f"sensorium {__version__}\n")
+        console.write(f"sensorium {__version__}\n")
         raise typer.Exit()
     if context.invoked_subcommand is None:
-        _write(context.get_help() + "\n")
+        console.write(context.get_help() + "\n")
         raise typer.Exit(2)
 
 
@@ -281,44 +279,9 @@ def _each_file(files: list[str], work: Any) -> int:
         except SensoriumError as error:
             if len(files) == 1:
                 raise
-            _complain(str(error))
+            console.complain(str(error))
             failed = 1
     return failed
-
-
-def _stream(pieces: Any) -> None:
-    for piece in pieces:
-        _write(piece)
-    _write("\n")
-
-
-def _write(text: str) -> None:
-    if sys.stdout.isatty():  # a model must not be able to drive the terminal
-        text = "".join(c for c in text if (c >= " " and c != "\x7f" and not "\x80" <= c <= "\x9f") or c in "\n\t")
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk
-        raise _Unwritable(error.errno, error.strerror) from None
-
-
-def _show(pictures: list[Any]) -> None:
-    from sensorium.preview import can_show, half_blocks
-
-    if can_show():
-        for picture in pictures:
-            sys.stdout.write(half_blocks(picture.pixels) + "\n")
-
-
-def _bars(found: list[tuple[str, float]], width: int = 30) -> str:
-    longest = max(len(text) for text, _ in found)
-    return "".join(f"{text:<{longest}}  {p:6.1%}  {'█' * round(p * width)}\n" for text, p in found)
-
-
-def _print_json(value: Any) -> None:
-    _write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def _training(module: str, name: str) -> Any:
@@ -333,39 +296,16 @@ def _training(module: str, name: str) -> Any:
     return getattr(import_module(module), name)
 
 
-# The frame around every command ---------------------------------------------------------------------------------------
+# Running
+# ----------------------------------------------------------------------------------------------------------------
 
 # typer carries its own click or needs the real one, depending on its version; either way these are its base errors.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code: 0 done, 1 the work failed, 2 the call is wrong, 130
-    interrupted."""
-    if sys.stderr is None:  # closed: complaints have nowhere to go, and that is no reason to fail
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
-    if sys.stdout is None:
-        _complain("Standard output is closed, so the result would have nowhere to go; redirect it to a file.")
-        return 1
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows ? and does not end the program
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        code = _run(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has gone, as in `sensorium ask ... | head -1`
-        _silence_stdout()
-        code = 1
-    except OSError as error:
-        _silence_stdout()
-        _complain(f"Standard output cannot be written ({error.strerror}); redirect it to a disk that has room.")
-        code = 1
-    except KeyboardInterrupt:
-        code = 130
-    return code
-
-
-class _Unwritable(OSError):
-    """Standard output took no more."""
+    """Run one command line and return its exit code; see `console.guard`."""
+    return console.guard(lambda: _run(arguments))
 
 
 def _run(arguments: list[str]) -> int:
@@ -374,45 +314,13 @@ def _run(arguments: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
-    except SensoriumError as error:
-        _complain(str(error))
-        return error.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     except _ClickError as error:
-        return _bad_call(error)
-    except (BrokenPipeError, _Unwritable):
-        raise
-    except MemoryError:
-        _complain("The machine ran out of memory; close other programs, or use a smaller picture or model.")
-        return 1
-    except Exception as error:
-        if os.environ.get("SENSORIUM_DEBUG"):
-            raise
-        reason = (str(error).splitlines() or [""])[0][:200]
-        _complain(f"Something unforeseen went wrong ({type(error).__name__}: {reason}); SENSORIUM_DEBUG=1 shows where.")
-        return 1
+        raise _as_usage_error(error) from None
 
 
-def _bad_call(error: Any) -> int:
+def _as_usage_error(error: Any) -> UsageError:
     context = getattr(error, "ctx", None)
     message = error.format_message().strip().rstrip(".")
-    command = context.command_path if context else "sensorium"
-    _complain(f"{message}; see `{command} --help`.")
-    return 2
-
-
-def _complain(sentence: str) -> None:
-    """One line on standard error, whatever names of files it quotes: control characters escaped, long words cut."""
-    sentence = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
-    sentence = re.sub(r"\S{161,}", lambda word: f"{word[0][:80]}...{word[0][-70:]}", sentence)
-    try:
-        sys.stderr.write(f"sensorium: {sentence}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass
-
-
-def _silence_stdout() -> None:
-    """Keep the interpreter from complaining about the closed pipe when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return UsageError(f"{message}; see `{context.command_path if context else 'sensorium'} --help`.")

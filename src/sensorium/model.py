@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from sensorium.backbones.engine import Engine, SamplingParams, Segment, Stats, Step
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
-
 REMEMBERED_PICTURES = 64
 
 

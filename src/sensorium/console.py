@@ -1,0 +1,112 @@
+"""Between the commands and the terminal: results, complaints, and the frame that turns every outcome into an exit
+code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sensorium.errors import SensoriumError
+
+
+class Unwritable(Exception):
+    """Standard output took no more."""
+
+
+def write(text: str) -> None:
+    """Write a result to standard output, at once."""
+    if sys.stdout.isatty():  # a model must not be able to drive the terminal
+        text = "".join(c for c in text if (c >= " " and c != "\x7f" and not "\x80" <= c <= "\x9f") or c in "\n\t")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk
+        raise Unwritable(error.strerror) from None
+
+
+def write_json(value: Any) -> None:
+    """Write one JSON object on one line."""
+    write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def write_stream(pieces: Iterable[str]) -> None:
+    """Write pieces of an answer as they come, and end the line."""
+    for piece in pieces:
+        write(piece)
+    write("\n")
+
+
+def bars(found: list[tuple[str, float]], width: int = 30) -> str:
+    """Labels with their probabilities as lines with bars."""
+    longest = max(len(text) for text, _ in found)
+    return "".join(f"{text:<{longest}}  {p:6.1%}  {'█' * round(p * width)}\n" for text, p in found)
+
+
+def show(pictures: Iterable[Any]) -> None:
+    """Draw pictures, where the terminal can."""
+    from sensorium.preview import can_show, half_blocks
+
+    if can_show():
+        for picture in pictures:
+            sys.stdout.write(half_blocks(picture.pixels) + "\n")
+
+
+def complain(sentence: str) -> None:
+    """One line on standard error, whatever names of files it quotes: control characters escaped, long words cut."""
+    sentence = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    sentence = re.sub(r"\S{161,}", lambda word: f"{word[0][:80]}...{word[0][-70:]}", sentence)
+    try:
+        sys.stderr.write(f"sensorium: {sentence}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass
+
+
+def guard(command: Callable[[], int]) -> int:
+    """Run a command and return its exit code: 0 done, 1 the work failed, 2 the call is wrong, 130 interrupted.
+
+    Whatever happens, standard error gets one sentence and no traceback, unless SENSORIUM_DEBUG is set.
+    """
+    if sys.stderr is None:  # closed: complaints have nowhere to go, and that is no reason to fail
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        complain("Standard output is closed, so the result would have nowhere to go; redirect it to a file.")
+        return 1
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows ? and does not end the program
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        code = command()
+        write("")
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except SensoriumError as error:
+        complain(str(error))
+        return error.exit_code
+    except BrokenPipeError:  # the reader has gone, as in `sensorium ask ... | head -1`
+        _silence_stdout()
+        return 1
+    except Unwritable as error:
+        _silence_stdout()
+        complain(f"Standard output cannot be written ({error}); redirect it to a disk that has room.")
+        return 1
+    except MemoryError:
+        complain("The machine ran out of memory; close other programs, or use a smaller picture or model.")
+        return 1
+    except Exception as error:
+        if os.environ.get("SENSORIUM_DEBUG"):
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        complain(f"Something unforeseen went wrong ({type(error).__name__}: {reason}); SENSORIUM_DEBUG=1 shows where.")
+        return 1
+
+
+def _silence_stdout() -> None:
+    """Keep the interpreter from complaining about the closed pipe when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
