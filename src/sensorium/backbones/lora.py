@@ -60,6 +60,8 @@ class LoRA:
                     f"The LoRA {path} has no fitting pair of A [r, {inputs}] and B [{outputs}, r] for {head}; "
                     "train it for this backbone."
                 )
+            if not (np.isfinite(a).all() and np.isfinite(b).all()):
+                raise SensoriumError(f"The LoRA {path} holds values in {head} that are not finite; train it again.")
             self._pairs[int(words[1]), words[2]] = a.astype(np.float32), b.astype(np.float32)
 
     def touches(self, layer: int, part: str) -> bool:
