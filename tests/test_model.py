@@ -313,7 +313,9 @@ def test_the_blind_prior_is_subtracted(model):
         ("a red apple", "A red apple."),
         ("scissors", "Scissors."),
         ("glass", "A glass."),
-        ("Paris", "Paris."),
+        ("Cat", "A cat."),
+        ("Eiffel Tower", "Eiffel Tower."),
+        ("NASA", "NASA."),
         ("yes!", "A yes!"),
     ],
 )
@@ -321,10 +323,33 @@ def test_labels_are_scored_as_the_model_would_say_them(label, answer):
     assert as_answer(label) == answer
 
 
-@pytest.mark.parametrize("labels", [[], ["one"], ["a", "a"], ["a", " a "], ["a", ""]])
-def test_senseless_labels_are_refused(model, labels):
-    with pytest.raises(UsageError):
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([], "0 labels were given"),
+        (["one"], "1 label was given"),
+        (["a", "a"], "'a' was given twice"),
+        (["a", " a "], "'a' was given twice"),
+        (["a", ""], "a label is empty"),
+        (["Cat", "dog", "cat"], "'Cat' and 'cat' differ in case"),
+        (["red  apple", "red apple"], "differ in case or spaces"),
+        ("cat", "the labels are 'cat'; give a list"),
+        (None, "the labels are None; give a list"),
+        (3, "the labels are 3; give a list"),
+        (["cat", 3], "a label is 3; give every label as a text"),
+        (["cat", "do\x1bg"], "control characters"),
+        (["cat", "do\ng"], "line breaks"),
+        (["cat", "d" * 201], "has 201 characters; use at most 200"),
+    ],
+)
+def test_senseless_labels_are_refused(model, labels, reason):
+    with pytest.raises(UsageError, match=reason):
         model.classify(RED, labels)
+
+
+def test_labels_that_differ_in_case_score_alike(model):
+    low, high = model.classify(RED, ["cat", "dog"]), model.classify(RED, ["Cat", "dog"])
+    assert dict(high)["Cat"] == dict(low)["cat"]
 
 
 # Stop strings

@@ -9,7 +9,8 @@ with a temperature fitted on photographs that are used for nothing else, makes t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,30 +27,63 @@ PRIOR_WEIGHT = 0.5
 """How much of the blind score is subtracted: 0 ignores it, 1 is the pointwise mutual information."""
 TEMPERATURE = 0.25
 """Divides the scores before the softmax."""
+LONGEST_LABEL = 200
+"""Characters of a label."""
 
 _ARTICLES = ("a ", "an ", "the ", "some ", "no ", "one ", "two ", "three ", "my ", "your ")
+# Control characters, lone surrogates, and the separators of lines and paragraphs (Unicode general categories).
+_UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
 
 
-def check_labels(labels: Sequence[str]) -> list[str]:
-    """The labels, stripped. Raises UsageError for fewer than two, an empty one or one that stands twice."""
-    cleaned = [label.strip() for label in labels]
+def check_labels(labels: Iterable[str]) -> list[str]:
+    """The labels, stripped. Raises UsageError for what is no label, fewer than two, or one that stands twice.
+
+    Labels that differ in case or white space alone are one label.
+    """
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+        raise UsageError(f'the labels are {_shown(labels)}; give a list of texts, such as ["cat", "dog"].')
+    cleaned = [_cleaned(label) for label in labels]
     if len(cleaned) < 2:
         was = "were" if not cleaned else "was"
         raise UsageError(
             f"{len(cleaned)} label{'s' if not cleaned else ''} {was} given; give at least two to choose between."
         )
-    if not all(cleaned):
-        raise UsageError("a label is empty; write what it stands for.")
-    if len(set(cleaned)) < len(cleaned):
+    first: dict[str, str] = {}
+    for label in cleaned:
+        same = first.setdefault(" ".join(label.casefold().split()), label)
+        if same != label:
+            raise UsageError(f"the labels {same!r} and {label!r} differ in case or spaces alone; give one of them.")
+    if len(first) < len(cleaned):
         twice = next(label for label in cleaned if cleaned.count(label) > 1)
         raise UsageError(f"the label {twice!r} was given twice; give it once.")
     return cleaned
 
 
+def _cleaned(label: object) -> str:
+    if not isinstance(label, str):
+        raise UsageError(f"a label is {_shown(label)}; give every label as a text.")
+    label = label.strip()
+    if not label:
+        raise UsageError("a label is empty; write what it stands for.")
+    if len(label) > LONGEST_LABEL:
+        raise UsageError(
+            f"the label that starts with {label[:30]!r} has {len(label)} characters; use at most {LONGEST_LABEL}."
+        )
+    if any(unicodedata.category(character) in _UNWRITABLE for character in label):
+        raise UsageError(f"the label {label!r} holds control characters or line breaks; write it on one line.")
+    return label
+
+
+def _shown(value: object) -> str:
+    """A wrong value for a message: short texts and numbers as they are, anything else by its type."""
+    plain = isinstance(value, (str, bytes, int, float)) or value is None
+    return repr(value) if plain and len(repr(value)) <= 60 else f"a value of type {type(value).__name__}"
+
+
 def classify(
     model: Model,
     image: Any,
-    labels: Sequence[str],
+    labels: Iterable[str],
     *,
     prompt: str = PROMPT,
     prior_weight: float = PRIOR_WEIGHT,
@@ -69,7 +103,7 @@ def classify(
         (label, probability), highest first; the probabilities sum to 1.
 
     Raises:
-        UsageError: the labels are too few, empty or repeated.
+        UsageError: the labels are no texts, too few, too long, empty or repeated.
         SensoriumError: the picture cannot be read.
     """
     cleaned = check_labels(labels)
@@ -86,7 +120,12 @@ def classify(
 
 
 def as_answer(label: str) -> str:
-    """A label as the model would say it: "A cat.", "An old boat.", "Scissors."."""
+    """A label as the model would say it: "A cat.", "An old boat.", "Scissors.", "Eiffel Tower.".
+
+    A capital at the beginning alone says nothing ("Cat" is "cat"); more of them are a name, which stays as it is.
+    """
+    if label[1:] == label[1:].lower():
+        label = label[:1].lower() + label[1:]
     lower = label.lower()
     plural = lower.endswith("s") and not lower.endswith(("ss", "us", "is"))
     if not (plural or lower.startswith(_ARTICLES)) and label[:1].islower():
