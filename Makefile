@@ -10,9 +10,9 @@ TORCH ?= torch==2.13.0
 
 run: $(VENV)/.ready
 	$(VENV)/bin/sensorium ask "Is there an apple in this picture? Answer yes or no." -a examples/apple.jpg --show
-	$(VENV)/bin/sensorium ask "What is in this picture?" -a examples/apple.jpg
 	$(VENV)/bin/sensorium ask "Is there an apple in this picture? Answer yes or no." -a examples/cat.jpg --show
-	$(VENV)/bin/sensorium ask "What is in this picture?" -a examples/cat.jpg
+	$(VENV)/bin/sensorium ask "What animal is this?" -a examples/cat.jpg
+	$(VENV)/bin/sensorium describe examples/apple.jpg examples/cat.jpg
 	@echo 'Try your own: $(VENV)/bin/sensorium ask "What is this?" -a PICTURE'
 
 test: $(TEST_VENV)/.ready
