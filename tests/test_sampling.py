@@ -7,8 +7,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sensorium.backbones.sampling import Sampler, SamplingParams, log_softmax, log_total, top_ids
+from sensorium.backbones.sampling import Sampler, SamplingParams, _draw, _nucleus, log_softmax, log_total, top_ids
 from sensorium.errors import UsageError
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2], np.float32))
@@ -49,10 +51,11 @@ def test_filters_keep_the_right_tokens_and_renormalise() -> None:
     assert set(drawn(LOGITS, top_k=99)) == {0, 1, 2, 3, 4}
 
 
-def test_the_nucleus_may_be_wider_than_its_first_sort() -> None:
+def test_a_nucleus_may_be_wide_and_have_ties() -> None:
     flat = np.zeros(5000, np.float32)
-    assert len(drawn(flat, top_p=0.9, count=3000)) > 1500
-    assert max(drawn(flat, top_p=0.9, count=3000)) < 4501
+    found = drawn(flat, top_p=0.9, count=3000)
+    assert len(found) > 1500
+    assert 4400 < max(found) < 4500  # exactly 4,500 tokens, those with the smallest ids
 
 
 def test_a_seed_repeats_and_another_differs() -> None:
@@ -113,3 +116,24 @@ def test_values_out_of_range_are_refused(name: str, value: object) -> None:
 def test_numpy_numbers_are_numbers() -> None:
     params = SamplingParams(max_tokens=np.int64(3), temperature=np.float32(0.5))
     assert dataclasses.asdict(params)["max_tokens"] == 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]), min_size=1, max_size=12), st.floats(0.01, 0.999))
+def test_a_nucleus_is_the_smallest_that_holds_enough(weights: list[float], top_p: float) -> None:
+    values = np.array([*weights, 1.0], np.float32)
+    kept = _nucleus(values, top_p)
+    wanted = top_p * values.sum(dtype=np.float64)
+    falling = np.sort(values)[::-1].astype(np.float64)
+    assert values[kept].sum(dtype=np.float64) >= wanted
+    assert falling[: len(kept) - 1].sum() < wanted
+    assert sorted(values[kept], reverse=True) == falling[: len(kept)].tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 1500), st.floats(0, 1, exclude_max=True), st.integers(0, 999))
+def test_a_draw_is_where_the_running_sum_passes_the_point(count: int, point: float, seed: int) -> None:
+    weights = np.random.default_rng(seed).integers(0, 3, count).astype(np.float32)
+    weights[-1] = 1
+    sums = np.cumsum(weights, dtype=np.float64)
+    assert _draw(weights, point) == np.searchsorted(sums, point * sums[-1], side="right")

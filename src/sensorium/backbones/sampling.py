@@ -13,8 +13,8 @@ from sensorium.errors import UsageError
 
 Floats = NDArray[np.float32]
 
-# Nucleus sampling first sorts this many of the likeliest tokens, and all of them only if those do not hold enough mass.
-_FIRST_SORT = 1024
+# Weights are first added up in runs of this length, because a running sum over a whole vocabulary is slow.
+_RUN = 256
 
 
 @dataclass(frozen=True)
@@ -109,43 +109,51 @@ class Sampler:
     def _penalised(self, logits: Floats) -> Floats:
         if not self._seen.size:
             return logits
-        penalty = np.float32(self.params.repetition_penalty)
-        return np.where(self._seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+        ids, penalty = np.flatnonzero(self._seen), np.float32(self.params.repetition_penalty)
+        adjusted, values = logits.copy(), logits[ids]
+        adjusted[ids] = np.where(values > 0, values / penalty, values * penalty)
+        return adjusted
 
     def _sample(self, logits: Floats) -> int:
         """Filters in the order of transformers: temperature, top-k, top-p, min-p."""
         params = self.params
-        scaled = (logits - logits.max()) / np.float32(max(params.temperature, 1e-4))
-        if params.top_k and params.top_k < len(scaled):
-            ids = top_ids(scaled, params.top_k)
-            weights = np.exp(scaled[ids], dtype=np.float64)
-        elif params.top_p < 1:
-            ids, weights = _nucleus(scaled, params.top_p)
-        else:
-            ids, weights = np.arange(len(scaled)), np.exp(scaled, dtype=np.float64)
-        if params.top_k and params.top_p < 1:
-            before = np.cumsum(weights) - weights
-            kept = int(np.searchsorted(before, params.top_p * weights.sum(), side="left"))
-            ids, weights = ids[: max(1, kept)], weights[: max(1, kept)]
+        # The likeliest token gets weight 1. Weights are float32, which is ten times faster; only sums are float64.
+        weights = np.exp((logits - logits.max()) / np.float32(max(params.temperature, 1e-4)))
+        ids: NDArray[np.int64] | None = None
+        if params.top_k and params.top_k < len(weights):
+            ids = top_ids(weights, params.top_k)
+        if params.top_p < 1:
+            kept = _nucleus(weights if ids is None else weights[ids], params.top_p)
+            ids = kept if ids is None else ids[kept]
         if params.min_p:
-            # The likeliest token has weight 1.
-            strong = weights >= params.min_p * weights.max()
-            ids, weights = ids[strong], weights[strong]
-        sums = np.cumsum(weights)
-        drawn = np.searchsorted(sums, self._random.random() * sums[-1], side="right")
-        return int(ids[min(int(drawn), len(ids) - 1)])
+            strong = np.flatnonzero((weights if ids is None else weights[ids]) >= np.float32(params.min_p))
+            ids = strong if ids is None else ids[strong]
+        drawn = _draw(weights if ids is None else weights[ids], self._random.random())
+        return drawn if ids is None else int(ids[drawn])
 
 
-def _nucleus(scaled: Floats, top_p: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The fewest likeliest tokens whose probabilities reach `top_p`, likeliest first, with their weights."""
-    wanted = top_p * float(np.exp(scaled, dtype=np.float64).sum())
-    ids = top_ids(scaled, min(_FIRST_SORT, len(scaled)))
-    weights = np.exp(scaled[ids], dtype=np.float64)
-    if weights.sum() < wanted:
-        ids = top_ids(scaled, len(scaled))
-        weights = np.exp(scaled[ids], dtype=np.float64)
-    kept = int(np.searchsorted(np.cumsum(weights) - weights, wanted, side="left"))
-    return ids[: max(1, kept)], weights[: max(1, kept)]
+def _nucleus(weights: Floats, top_p: float) -> NDArray[np.int64]:
+    """Indices of the fewest largest weights that hold `top_p` of the sum, ascending; of equal ones the first."""
+    # Sorting values alone is far faster than sorting indices by value.
+    falling = np.sort(weights)[::-1]
+    sums = np.cumsum(falling, dtype=np.float64)
+    count = min(int(np.searchsorted(sums, top_p * sums[-1], side="left")) + 1, len(falling))
+    least = falling[count - 1]
+    above = np.flatnonzero(weights > least)
+    ties = np.flatnonzero(weights == least)[: count - len(above)]
+    return np.concatenate([above, ties])
+
+
+def _draw(weights: Floats, point: float) -> int:
+    """The index at which the running sum of the weights passes `point` (in 0..1) of the whole sum."""
+    starts = np.arange(0, len(weights), _RUN)
+    runs = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    target = point * runs[-1]
+    run = min(int(np.searchsorted(runs, target, side="right")), len(runs) - 1)
+    inside = np.cumsum(weights[starts[run] : starts[run] + _RUN], dtype=np.float64)
+    before = runs[run - 1] if run else 0.0
+    at = int(np.searchsorted(inside, target - before, side="right"))
+    return int(starts[run]) + min(at, len(inside) - 1)
 
 
 def top_ids(values: Floats, count: int) -> NDArray[np.int64]:
