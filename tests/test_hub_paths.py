@@ -14,6 +14,7 @@ import pytest
 
 from sensorium.errors import SensoriumError
 from sensorium.hub import atomic_dir, atomic_write, cache_dir, file_lock, home, offline
+from sensorium.hub.paths import remove_stale
 
 pytest_plugins = ["hub_fixtures"]
 pytestmark = pytest.mark.usefixtures("hub_home")
@@ -120,6 +121,28 @@ def test_atomic_dir_replaces_as_a_whole(tmp_path):
         raise KeyError
     assert [path.name for path in target.iterdir()] == ["two"]
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("user", "home")] == ["tree"]
+
+
+def test_a_disk_that_fills_inside_atomic_dir_is_one_sentence_and_leaves_nothing(tmp_path):
+    target = tmp_path / "graphs" / "tree"
+    with pytest.raises(SensoriumError, match=r"full; free some space there, or set SENSORIUM_HOME"), atomic_dir(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(SensoriumError, match=r"tree cannot be written \(.*SENSORIUM_HOME"), atomic_dir(target) as d:
+        (d / "none" / "x").write_text("")
+    with pytest.raises(FileNotFoundError), atomic_dir(target):  # the caller's own
+        (tmp_path / "none").read_bytes()
+    assert not list(target.parent.iterdir())
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    target = tmp_path / "graphs" / "tree"
+    with atomic_dir(target) as live:
+        (live / "x").write_text("x")
+    for name in (".tree.abcd_123.tmp", ".tree.abcd_124.old", ".tree2.abcd_123.tmp"):
+        (target.parent / name).mkdir()
+        (target.parent / name / "weights.bin").write_bytes(b"x" * 99)
+    remove_stale(target)
+    assert sorted(path.name for path in target.parent.iterdir()) == [".tree2.abcd_123.tmp", "tree"]
 
 
 def test_the_lock_excludes_threads(tmp_path):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sensorium import __version__, hub, seams
 from sensorium.composition import Composition, file_sha256
 from sensorium.errors import SensoriumError
+from sensorium.hub.paths import remove_stale
 
 if TYPE_CHECKING:
     from sensorium.backbones.engine import Engine
@@ -166,6 +167,7 @@ class Parts:
 
             with hub.file_lock(directory):
                 if not directory.is_dir():
+                    remove_stale(directory)
                     self._say(f"Preparing the language model{' with its LoRA' if lora else ''} (once) ...")
                     with hub.atomic_dir(directory) as scratch, GGUF(self._path("backbone")) as gguf:
                         build(gguf, scratch, quantization=quantization, lora=lora)

@@ -18,7 +18,7 @@ from typing import Any
 
 from sensorium.errors import SensoriumError
 from sensorium.hub.parts import Part
-from sensorium.hub.paths import atomic_dir, atomic_write, file_lock, home
+from sensorium.hub.paths import atomic_dir, atomic_write, file_lock, home, remove_stale
 
 
 def fetch(part: Part, *, progress: bool = True) -> Path:
@@ -67,6 +67,7 @@ def fetch_tree(part: Part, patterns: Sequence[str], *, progress: bool = True, ke
     with file_lock(home() / "locks" / _short(part)):
         if _tree_is_whole(target, record):
             return target
+        remove_stale(target)
         with (
             obtained(part, progress=progress, keep=keep_archive) as archive,
             atomic_dir(target) as directory,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -128,7 +129,7 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
     A directory that stood there before is replaced. For results of several files (a graph and its weights).
 
     Raises:
-        SensoriumError: the directory cannot be made or moved.
+        SensoriumError: the directory cannot be made, written or moved, the disk is full.
     """
     target = Path(path)
     try:
@@ -136,15 +137,37 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:60]}.", suffix=".tmp", dir=target.parent))
     except OSError as error:
         raise write_error(target, error) from error
+    inside = True
     try:
         yield temporary
-        try:
-            temporary.chmod(0o777 & ~_umask())
-            _replace_directory(temporary, target)
-        except OSError as error:
-            raise write_error(target, error) from error
+        inside = False
+        temporary.chmod(0o777 & ~_umask())
+        _replace_directory(temporary, target)
+    except OSError as error:
+        if inside and not _of_writing(error, temporary):
+            raise
+        raise write_error(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _of_writing(error: OSError, directory: Path) -> bool:
+    """Whether an error comes from writing into `directory`, and not from something the caller did elsewhere."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if isinstance(error.filename, (str, os.PathLike)):
+        return Path(error.filename).is_relative_to(directory)
+    return error.errno is not None and error.filename is None  # an open file; decompressors raise without a number
+
+
+def remove_stale(path: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed inside `atomic_dir(path)` left. The caller holds the lock of `path`."""
+    target = Path(path)
+    left = re.compile(rf"\.{re.escape(target.name[:60])}\.[a-z0-9_]{{8}}\.(tmp|old)")
+    with contextlib.suppress(OSError):
+        for entry in list(target.parent.iterdir()):
+            if left.fullmatch(entry.name) and entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 @contextlib.contextmanager
