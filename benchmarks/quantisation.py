@@ -4,8 +4,8 @@
 
 The reference is the same GGUF file dequantised to float32 and run by the same engine, which the tests compare with
 transformers to within 1e-6. Text: two chapters of the Debian Developer's Reference (plain English), the GNU GPL and the
-Artistic License (legal English), in windows of 512 tokens. Intervals are 95 % bootstrap intervals over windows. The last
-line is JSON.
+Artistic License (legal English), in windows of 512 tokens. Intervals are 95 % bootstrap intervals over windows. The
+last line is JSON.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A classifier's encoder knows concepts as directions of its feature space; a language model knows them as word
 embeddings. This projector starts as the map between the two (each cell's softmax over concept directions, times the
 concepts' word embeddings: one attention layer whose keys and values are given by the frozen parts, in the spirit of
-SITTA's and ReCap's closed-form alignment) and adds an MLP path for what classes do not say: colour, drawing style, words
-that the encoder has no class for. Everything is trained from that start.
+SITTA's and ReCap's closed-form alignment) and adds an MLP path for what classes do not say: colour, drawing style,
+words that the encoder has no class for. Everything is trained from that start.
 
 Three choices matter more than the training that follows (AUC of "is the word there?" read off the untrained tokens, on
 photographs: 0.62 without them, 0.86 with): word embeddings lose what all nouns share, which goes into the position

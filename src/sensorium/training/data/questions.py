@@ -138,11 +138,7 @@ class Asker:
 
     def deniable(self, word: str, scene: Mapping[str, Any], true: set[str]) -> bool:
         """Whether the labels decide that ``word`` is absent."""
-        if (
-            word in true
-            or (scene["photo"] and word in SCENERY)
-            or (scene["box"] and word in BOXES)
-        ):
+        if word in true or (scene["photo"] and word in SCENERY) or (scene["box"] and word in BOXES):
             return False
         if word in scene.get("maybe", ()):
             return False
