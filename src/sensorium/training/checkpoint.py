@@ -70,7 +70,7 @@ def check(directory: Path, facts: Mapping[str, Any]) -> int:
     if not path.is_file():
         raise SensoriumError(f"{directory} holds no checkpoint to resume from; give the output directory of a run.")
     try:
-        with safe_open(str(path), "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(str(path), "pt") as file:
             header = file.metadata() or {}
         step, written = int(header["step"]), json.loads(header["facts"])
         if step < 0 or not isinstance(written, dict):
@@ -105,7 +105,7 @@ def load(
 
     step, path = check(directory, facts or {}), directory / FILE
     try:
-        with safe_open(str(path), "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(str(path), "pt") as file:
             extra = json.loads((file.metadata() or {})["extra"])
             state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         random = state.pop("rng")

@@ -41,7 +41,7 @@ def export_projector(projector: nn.Module, cells: int, dim: int, directory: Path
         torch.onnx.export(
             projector,
             (torch.zeros(2, cells, dim),),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes a buffer, its stub does not say so
             input_names=["features"],
             output_names=["embeds"],
             dynamic_axes={"features": {0: "batch"}, "embeds": {0: "batch"}},

@@ -79,6 +79,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Block(nn.Module):
     """One pre-norm transformer block."""
 
+    q_proj: LoRALinear
+    k_proj: LoRALinear
+    v_proj: LoRALinear
+    o_proj: LoRALinear
+    gate_proj: LoRALinear
+    up_proj: LoRALinear
+    down_proj: LoRALinear
+
     def __init__(self, shape: LlamaShape, weights: Mapping[str, Tensor], rank: int, alpha: float) -> None:
         super().__init__()
         self.shape = shape
@@ -116,6 +124,8 @@ class Llama(nn.Module):
         alpha: LoRA scale numerator.
         dtype: dtype of the frozen weights and of the activations.
     """
+
+    inv_freq: Tensor
 
     def __init__(
         self,
