@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -236,6 +237,43 @@ def test_a_damaged_graph_in_the_cache_is_made_again(directories, model):
         path.unlink()  # `model` has mapped the old file
         path.write_bytes(b"damaged")
         assert fresh.chat("Hi", max_tokens=4) == whole
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "model.onnx"])
+def test_a_flipped_byte_in_a_prepared_graph_is_noticed(directories, model, name):
+    directory = model.parts._graph(None)
+    good = (directory / name).read_bytes()
+    place = len(good) // 2
+    (directory / name).unlink()  # `model` has mapped the old file
+    (directory / name).write_bytes(good[:place] + bytes([good[place] ^ 0x40]) + good[place + 1 :])
+    fresh = sensorium.load(directories["lora"], progress=False)
+    assert fresh.parts._graph(None) == directory
+    assert (directory / name).read_bytes() == good
+
+
+def test_a_copied_graph_is_read_once_and_not_made_again(directories, model, monkeypatch):
+    directory = model.parts._graph(None)
+    for path in directory.iterdir():
+        os.utime(path, (1, 1))
+    made = directory.stat().st_ino
+    assert model.parts._graph(None) == directory and directory.stat().st_ino == made
+    monkeypatch.setattr("sensorium.hub.obtain.sha256_of", None)  # it would be called
+    assert model.parts._graph(None) == directory and directory.stat().st_ino == made
+
+
+def test_an_intact_graph_that_cannot_be_opened_is_left_alone(directories, model, monkeypatch):
+    from sensorium.backbones import engine
+
+    def fail(*args, **options):
+        raise SensoriumError("no memory.")
+
+    fresh = sensorium.load(directories["lora"], progress=False)
+    directory = fresh.parts._graph(None)
+    made = directory.stat().st_ino
+    monkeypatch.setattr(engine, "Engine", fail)
+    with pytest.raises(SensoriumError, match="no memory"):
+        fresh.parts.bare.get()
+    assert directory.stat().st_ino == made
 
 
 def test_questions_must_not_be_empty(model):

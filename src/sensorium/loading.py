@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from sensorium import __version__, hub, seams
 from sensorium.composition import Composition, file_sha256
 from sensorium.errors import SensoriumError
 from sensorium.hub.paths import remove_stale
+from sensorium.hub.seal import is_sealed, seal
 
 if TYPE_CHECKING:
     from sensorium.backbones.engine import Engine
@@ -146,31 +146,28 @@ class Parts:
         directory = self._graph(lora)
         try:
             return Engine(directory, threads=self.threads)
-        except (
-            SensoriumError,
-            ValueError,
-            OSError,
-        ):  # damaged in the cache: it is derived from the verified file, so it can be made again
-            shutil.rmtree(directory, ignore_errors=True)
-            return Engine(self._graph(lora), threads=self.threads)
+        except (SensoriumError, ValueError, OSError):
+            # Perhaps damaged in the cache behind an unchanged size and time: read all of it before it is used again.
+            return Engine(self._graph(lora, doubted=True), threads=self.threads)
 
-    def _graph(self, lora: Path | None) -> Path:
-        """The directory of the quantised graph, written on first use (seconds)."""
+    def _graph(self, lora: Path | None, *, doubted: bool = False) -> Path:
+        """The directory of the quantised graph, written on first use (seconds), and again when it was damaged."""
         from sensorium.backbones.onnx_graph import WRITER_VERSION, build
 
         quantization = self.composition.spec.backbone.quantization
         changes = file_sha256(lora) if lora else "bare"
         names = ["llm", str(WRITER_VERSION), self.composition.identity("backbone"), quantization, changes]
         directory = hub.cache_dir("graphs") / digest(names)
-        if not directory.is_dir():
+        if not is_sealed(directory, thorough=doubted):
             from sensorium.backbones.gguf import GGUF
 
             with hub.file_lock(directory):
-                if not directory.is_dir():
+                if not is_sealed(directory, thorough=doubted):
                     remove_stale(directory)
                     self._say(f"Preparing the language model{' with its LoRA' if lora else ''} (once) ...")
                     with hub.atomic_dir(directory) as scratch, GGUF(self._path("backbone")) as gguf:
                         build(gguf, scratch, quantization=quantization, lora=lora)
+                        seal(scratch)
         return directory
 
     def _encoder(self, modality: str) -> Encoder:
