@@ -218,11 +218,13 @@ def test_a_score_is_the_sum_of_its_tokens_log_probabilities(engine: Engine, plai
     assert engine.stats.cached_tokens == 12
 
 
-def test_scores_do_not_depend_on_how_choices_are_grouped(plain: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompt, choices = [Segment(ids=ids(6, 50))], [ids(n, 60 + n) for n in (2, 5, 3, 2, 4, 1)]
+def test_a_score_does_not_depend_on_the_other_choices(plain: Engine) -> None:
+    prompt, first = [Segment(ids=ids(6, 50))], ids(5, 60)
+    choices = [ids(3, 61), first, first[:2], first[:1], (*first[:3], 9, 8, 7), (*first, 1), first, (first[0], 3)]
     scores = plain.score(prompt, choices)
-    monkeypatch.setattr(engine_module, "_SCORE_BYTES", 1)
-    np.testing.assert_array_equal(plain.score(prompt, choices), scores)
+    for choice, score in zip(choices, scores):
+        assert plain.score(prompt, [choice])[0] == score
+    np.testing.assert_array_equal(plain.score(prompt, choices[::-1])[::-1], scores)
 
 
 # -- ends

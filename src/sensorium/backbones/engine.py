@@ -39,8 +39,6 @@ Finish = Literal["stop", "length", "cancelled"]
 CHUNK = 512
 # Room for this many generated positions is made at once.
 _HEADROOM = 256
-# How many bytes of copied prefix one batch of answers may take in `score`.
-_SCORE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -169,12 +167,22 @@ class Engine:
         for choice in choices:
             self.embed(choice)  # refuses ids outside the vocabulary before any work
         self.stats = stats = Stats()
-        cache, logits = self._prefill(source, stats, None, len(source.embeds))
+        length = len(source.embeds)
+        cache, logits = self._prefill(source, stats, None, length + max(map(len, choices)))
         started = time.perf_counter()
-        first = log_softmax(logits)
-        scores = np.array([first[choice[0]] for choice in choices], np.float64)
-        for group in self._groups(choices, cache):
-            scores[group] += self._continuations(cache, [choices[k] for k in group])
+        # Choices in alphabetical order, so to speak: one that begins like the one before goes on from there. After
+        # `rows[i]`, the next position is that of path[i]; the cache is simply overwritten from where paths part.
+        path: list[int] = []
+        rows = [logits]
+        scores = np.zeros(len(choices))
+        for k in sorted(range(len(choices)), key=lambda k: tuple(choices[k])):
+            *inner, _ = choice = [int(token) for token in choices[k]]
+            shared = next((i for i, (a, b) in enumerate(zip(path, inner)) if a != b), min(len(path), len(inner)))
+            if shared < len(inner):
+                cache.lengths[0] = length + shared
+                path = inner
+                rows[shared + 1 :] = self._read(cache, self._embed(inner[shared:]), "logits", len(inner) - shared)
+            scores[k] = sum(float(row[token]) - log_total(row) for row, token in zip(rows, choice))
         stats.decode_s = time.perf_counter() - started
         return scores
 
@@ -282,34 +290,6 @@ class Engine:
         """Keeps a prompt for later ones that begin like it."""
         if self._prefixes.wants(codes, cache.nbytes_per_position):
             self._prefixes.add(codes, cache.read(0, len(codes)))
-
-    def _groups(self, choices: Sequence[Sequence[int]], prefix: KVCache) -> Iterator[list[int]]:
-        """Indices of the choices of two tokens or more, longest first, in groups of bounded memory."""
-        ordered = sorted((k for k, choice in enumerate(choices) if len(choice) > 1), key=lambda k: -len(choices[k]))
-        while ordered:
-            positions = int(prefix.lengths[0]) + len(choices[ordered[0]])
-            count = max(1, _SCORE_BYTES // (positions * prefix.nbytes_per_position))
-            yield ordered[:count]
-            del ordered[:count]
-
-    def _continuations(self, prefix: KVCache, choices: list[Sequence[int]]) -> NDArray[np.float64]:
-        """Sums of the log-probabilities of all tokens but the first of each choice; the longest choice comes first."""
-        cache = self._runner.cache(len(choices), int(prefix.lengths[0]) + len(choices[0]) - 1)
-        for row in range(len(choices)):
-            cache.adopt(row, prefix)
-        totals = np.zeros(len(choices))
-        for at in range(len(choices[0]) - 1):
-            # Those that have a further token come first, so that the rest simply falls off the end.
-            going = sum(len(choice) > at + 1 for choice in choices)
-            if at == 0 or going < cache.batch:
-                cache = cache.first(going)
-                binding = Binding(self._runner, cache, 1, 1)
-            binding.embeds[:, 0] = self._embed([choice[at] for choice in choices[:going]])
-            binding.step()
-            for row, choice in enumerate(choices[:going]):
-                logits = binding.outputs["logits"][row, 0]
-                totals[row] += float(logits[choice[at + 1]]) - log_total(logits)
-        return totals
 
     def _everywhere(self, prompt: Prompt, output: str) -> Floats:
         source = self._joined(prompt)

@@ -71,14 +71,6 @@ class KVCache:
             mine[row, :, :length] = theirs[source, :, :length]
         self.lengths[row] = length
 
-    def first(self, rows: int) -> KVCache:
-        """A cache of the first `rows` sequences in the same memory, for which this one must no longer be used."""
-        view = object.__new__(KVCache)
-        view.capacity = self.capacity
-        view.buffers = [buffer[:rows] for buffer in self.buffers]
-        view.lengths = self.lengths[:rows]
-        return view
-
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all sequences but these (ascending)."""
         self.buffers = [np.ascontiguousarray(buffer[list(rows)]) for buffer in self.buffers]
