@@ -236,7 +236,29 @@ def test_classify_json_for_one_file_and_for_several(sensorium, model, picture):
     assert sum(entry["probability"] for entry in labels) == pytest.approx(1, abs=1e-5)
     assert labels[0]["probability"] >= labels[1]["probability"]
     code, out, _ = sensorium(*arguments, picture + "x")
-    assert code == 1 and list(json.loads(out)["files"]) == [picture]
+    found = json.loads(out)["files"]
+    assert code == 1 and list(found) == [picture, picture + "x"] and found[picture]["labels"]
+    assert found[picture + "x"]["error"].endswith("does not exist; check the path.")
+
+
+@pytest.mark.parametrize("command", [["describe"], ["classify", "-l", "a", "-l", "b"]])
+def test_json_says_so_when_every_file_is_broken(sensorium, model, tmp_path, command):
+    code, out, _ = sensorium(*command, tmp_path / "1.png", tmp_path / "2.png", "--model", model, "--json")
+    assert code == 1
+    assert [set(found) for found in json.loads(out)["files"].values()] == [{"error"}] * 2
+
+
+def test_json_is_ascii_where_standard_output_is_no_utf8(monkeypatch):
+    import io
+
+    from sensorium import console
+
+    for encoding, shown in (("utf-8", "\u732b"), ("latin-1", r"\u732b"), ("ascii", r"\u732b")):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, errors="replace"))
+        console.write_json({"answer": "\u732b"})
+        assert raw.getvalue().decode(encoding) == f'{{"answer": "{shown}"}}\n'
+    monkeypatch.undo()
 
 
 def test_classify_draws_bars(sensorium, model, picture):
@@ -329,6 +351,27 @@ def test_a_closed_pipe_is_quiet(model):
     _, err = child.communicate(timeout=120)
     assert err == b""
     assert child.returncode in (0, 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")  # noqa: PTH110
+@pytest.mark.parametrize("command", [["--help"], ["ask", "--help"], ["parts"], ["parts", "--json"]])
+def test_a_full_disk_is_one_sentence(model, command):
+    arguments = [*command, "--model", model] if command[0] == "parts" else command
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        child = [sys.executable, "-m", "sensorium", *arguments]
+        done = subprocess.run(child, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Standard output cannot be written (No space left on device)" in one_sentence(done.stderr)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x\0y", "y/" * 3000])
+def test_impossible_names_are_one_sentence(sensorium, model, name):
+    for names in ([name], [name, name]):
+        code, out, err = sensorium("describe", *names, "--model", model)
+        assert code == 1 and out == ""
+        assert all(line.endswith(".") and "unforeseen" not in line for line in err.strip().splitlines()[-1:])
+    code, out, err = sensorium("ask", "hi", "--model", name)
+    assert code == 2 and out == "" and "unforeseen" not in one_sentence(err)
 
 
 def test_preview_fits_its_box():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,8 +100,8 @@ def describe(
             console.write(f"{name}: ")
         console.write_stream(composed.describe(picture, stream=True, **options))
 
-    failed = _each_file(files, each)
-    if as_json and captions:
+    failed = _each_file(files, each, captions)
+    if as_json:
         console.write_json(captions[files[0]] if len(files) == 1 else {"files": captions})
     raise typer.Exit(failed)
 
@@ -117,7 +118,7 @@ def classify(
     """Give the probability of each label for a picture.
 
     --json prints {"labels": [{"label", "probability"}]}, highest first; for several files {"files": {FILE: {"labels":
-    ...}}}.
+    ...}}}, and {"error": ...} for a FILE that cannot be read.
     """
     from sensorium.tasks.classify import check_labels
 
@@ -133,8 +134,8 @@ def classify(
         if not as_json:
             console.write((f"{name}\n" if len(files) > 1 else "") + console.bars(found))
 
-    failed = _each_file(files, each)
-    if as_json and results:
+    failed = _each_file(files, each, results)
+    if as_json:
         console.write_json(results[files[0]] if len(files) == 1 else {"files": results})
     raise typer.Exit(failed)
 
@@ -271,8 +272,11 @@ def _picture(source: str) -> Any:
     return load_image(source)
 
 
-def _each_file(files: list[str], work: Any) -> int:
-    """Do `work` for each file; a failing one is reported and the others go on. The exit code: 1 if any failed."""
+def _each_file(files: list[str], work: Callable[[str], None], results: dict[str, Any]) -> int:
+    """Do `work` for each file; a failing one is reported, also in `results`, and the others go on.
+
+    Returns the exit code: 1 if any failed.
+    """
     failed = 0
     for name in files:
         try:
@@ -281,6 +285,7 @@ def _each_file(files: list[str], work: Any) -> int:
             if len(files) == 1:
                 raise
             console.complain(str(error))
+            results[name] = {"error": str(error)}
             failed = 1
     return failed
 

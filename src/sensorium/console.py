@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TextIO, cast
 
 from sensorium.errors import SensoriumError
 
@@ -17,22 +17,51 @@ class Unwritable(Exception):
     """Standard output took no more."""
 
 
+class Output:
+    """Standard output whose own errors can be told from those of other files: they are `Unwritable`.
+
+    Not only this module writes to it: the help and the tables come from libraries.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of the stream."""
+        return int(self._checked(self._stream.write, text))
+
+    def flush(self) -> None:
+        """As of the stream."""
+        self._checked(self._stream.flush)
+
+    def _checked(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk
+            raise Unwritable(error.strerror) from None
+
+
 def write(text: str) -> None:
     """Write a result to standard output, at once."""
     if sys.stdout.isatty():  # a model must not be able to drive the terminal
         text = "".join(c for c in text if (c >= " " and c != "\x7f" and not "\x80" <= c <= "\x9f") or c in "\n\t")
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk
-        raise Unwritable(error.strerror) from None
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def write_json(value: Any) -> None:
-    """Write one JSON object on one line."""
-    write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Write one JSON object on one line; where standard output lacks a character of it, all in ASCII."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(value)
+    write(text + "\n")
 
 
 def write_stream(pieces: Iterable[str]) -> None:
@@ -80,6 +109,8 @@ def guard(command: Callable[[], int]) -> int:
         return 1
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows ? and does not end the program
         sys.stdout.reconfigure(errors="replace")
+    stdout = sys.stdout
+    sys.stdout = cast(TextIO, Output(stdout))
     try:
         code = command()
         write("")
@@ -105,6 +136,8 @@ def guard(command: Callable[[], int]) -> int:
         reason = (str(error).splitlines() or [""])[0][:200]
         complain(f"Something unforeseen went wrong ({type(error).__name__}: {reason}); SENSORIUM_DEBUG=1 shows where.")
         return 1
+    finally:
+        sys.stdout = stdout
 
 
 def _silence_stdout() -> None:
