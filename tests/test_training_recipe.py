@@ -1,0 +1,171 @@
+"""Recipes: whatever is wrong with one is said, with the line and the way out, before anything loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tiny_training
+from sensorium.errors import UsageError
+from sensorium.training.recipe import Recipe, facts, load_recipe
+
+SHIPPED = Path(__file__).parents[1] / "recipes" / "mini-image.yaml"
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return tiny_training.recipe(tmp_path / "model", tmp_path / "catalogue.jsonl", tmp_path / "out")
+
+
+def load(tmp_path, plan, *overrides):
+    return load_recipe(tiny_training.write_recipe(tmp_path / "recipe.yaml", plan), overrides)
+
+
+def test_the_shipped_recipe_is_valid_and_says_what_it_does():
+    recipe = load_recipe(SHIPPED)
+    assert recipe.name == "mini-image" and recipe.composition == "mini"
+    assert recipe.projector.start == "concepts" and recipe.lora
+
+
+def test_the_dump_of_a_recipe_is_the_recipe(tmp_path, plan):
+    recipe = load(tmp_path, plan)
+    (tmp_path / "again.yaml").write_text(recipe.dump())
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"speed": 3}, r"line \d+: unknown key 'speed'"),
+        ({"train__stepz": 3}, r"line \d+: unknown key 'train.stepz'; did you mean 'steps'"),
+        ({"train__steps": "many"}, r"line \d+: train.steps is 'many': .*integer"),
+        ({"train__steps": 0}, r"line \d+: train.steps is 0: .*greater than or equal to 1"),
+        ({"train__steps": 10**12}, "less than"),
+        ({"train__rows": 3, "train__processes": 2}, r"rows \(3\) must be a multiple of processes \(2\)"),
+        ({"train__row_tokens": 8}, "train.row_tokens is 8"),
+        ({"train__clip": float("nan")}, "train.clip is nan"),
+        ({"train__minutes": float("inf")}, "train.minutes is inf"),
+        ({"train__precision": "fp8"}, "'bf16' or 'fp32'"),
+        ({"train__seed": -1}, "train.seed is -1"),
+        ({"train__learning_rate__projector": 0}, "train.learning_rate.projector is 0"),
+        ({"train__learning_rate__projector": 5}, "less than 1"),
+        ({"train__learning_rate": 0.1}, "train.learning_rate is 0.1"),
+        ({"data__mix": {"singel": 1.0}}, r"data.mix.*'singel'.*'single'"),
+        ({"data__mix": {"single": -1.0}}, "greater than or equal to 0"),
+        ({"data__mix": {"single": 0.0}}, "all weights are zero"),
+        ({"data__mix": {"single": float("inf")}}, "finite"),
+        ({"data__questions": {"smell": 1.0}}, "'yesno'"),
+        ({"data__scenes": 0}, "data.scenes is 0"),
+        ({"data__class_features": 1.5}, "data.class_features is 1.5"),
+        ({"data__catalogue": ""}, "data.catalogue is ''"),
+        ({"projector__kind": "qformer"}, "'concept' or 'mlp'"),
+        ({"projector__start": "concepts"}, "kind concept can start from concepts; use start: random"),
+        ({"projector__options": {"pools": 2}}, "no option 'pools'; its options are pool, hidden"),
+        ({"projector__options": {"pool": 0}}, "option pool is 0"),
+        ({"projector__options": {"hidden": 10**9}}, "option hidden is 1000000000"),
+        ({"projector__options": {"hidden": "wide"}}, "option hidden is 'wide'"),
+        ({"lora__rank": 0}, "lora.rank is 0"),
+        ({"lora__alpha": -1}, "lora.alpha is -1"),
+        ({"name": "a/b"}, "name is 'a/b'"),
+        ({"output": ""}, "output is ''"),
+        ({"output": "a\0b"}, "output is"),
+        ({"composition": 5}, "composition is 5"),
+    ],
+)
+def test_bad_recipes_are_one_sentence(tmp_path, plan, change, reason):
+    for key, value in change.items():
+        *parents, last = key.split("__")
+        at = plan
+        for name in parents:
+            at = at[name]
+        at[last] = value
+    with pytest.raises(UsageError, match=reason) as caught:
+        load(tmp_path, plan)
+    text = str(caught.value)
+    assert text.startswith(str(tmp_path / "recipe.yaml")) and text.endswith((".", "?")) and "\n" not in text
+
+
+def test_a_missing_key_and_a_missing_file_are_said(tmp_path, plan):
+    del plan["data"]["scenes"]
+    with pytest.raises(UsageError, match=r"'data.scenes' is missing"):
+        load(tmp_path, plan)
+    with pytest.raises(UsageError, match=r"gone\.yaml does not exist"):
+        load_recipe(tmp_path / "gone.yaml")
+
+
+def test_set_changes_any_value_and_makes_sections(tmp_path, plan):
+    del plan["lora"]
+    recipe = load(
+        tmp_path, plan, "train.steps=77", "lora.rank=3", "lora.alpha=6", "data.mix={single: 1}", "train.minutes=null"
+    )
+    assert recipe.train.steps == 77 and recipe.lora and recipe.lora.rank == 3
+    assert recipe.data.mix == {"single": 1.0} and recipe.train.minutes is None
+    assert load(tmp_path, plan, "name=a=b".replace("=b", "")).name == "a"
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("train.steps", "is no key=value"),
+        ("=5", "is no key=value"),
+        ("", "is no key=value"),
+        ("train.steps=[1", "the value is no YAML"),
+        ("train.steps=" + "[" * 5000, "the value is no YAML"),
+        ("train.steps=!!python/object:os.system x", "the value is no YAML"),
+        ("train.steps=2020-99-99", "the value is no YAML"),
+        ("train.steps=many", "--set 'train.steps=many': train.steps is 'many'"),
+        ("train.steps.more=1", "'steps' holds no keys"),
+        ("train.stepz=1", "unknown key 'train.stepz'; did you mean 'steps'"),
+        ("train..steps=1", "unknown key"),
+        ("train=5", "train is 5"),
+        ("projector.options.pool=-1", "option pool is -1"),
+        ("data.mix.singel=1", "'singel'"),
+        ("name=", "name is None"),
+        ("name=\udcff", "no YAML"),
+        ("name=" + "x" * 5000, "name is"),
+    ],
+)
+def test_bad_overrides_are_blamed_and_not_the_file(tmp_path, plan, override, reason):
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, plan, "train.rows=8", override)
+    text = str(caught.value)
+    assert reason in text and "--set" in text and "recipe.yaml" not in text
+    assert len(text) < 300 and text.endswith((".", "?")) and "\n" not in text
+
+
+def test_a_recipe_may_lack_what_set_gives(tmp_path, plan):
+    del plan["output"]
+    assert load(tmp_path, plan, "output=elsewhere").output == "elsewhere"
+    with pytest.raises(UsageError, match=r"recipe\.yaml: the key 'output' is missing"):
+        load(tmp_path, plan, "train.steps=3")
+
+
+def test_facts_hold_what_a_resumed_run_must_share(tmp_path, plan):
+    before = facts(load(tmp_path, plan))
+    for free in ("train.steps=99", "train.learning_rate.lora=0.1", "output=x", "name=y", "train.processes=2"):
+        assert facts(load(tmp_path, plan, free)) == before
+    for bound in ("train.rows=8", "train.seed=5", "data.scenes=9", "lora.rank=9", "projector.options.hidden=9"):
+        assert facts(load(tmp_path, plan, bound)) != before
+    assert before["projector.options.hidden"] == 32
+
+
+def test_a_bad_recipe_fails_before_torch_is_imported(tmp_path, plan):
+    plan["train"]["rows"] = "ten"
+    path = tiny_training.write_recipe(tmp_path / "recipe.yaml", plan)
+    code = """
+import sys
+from sensorium.cli import run
+code = run(["train", sys.argv[1]])
+print(code, *sorted({"torch", "onnxruntime", "numpy"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() in (["2"], ["2", "numpy"])
+    assert "train.rows is 'ten'" in done.stderr
+
+
+def test_every_value_of_the_schema_survives_json(plan):
+    assert Recipe.model_validate(yaml.safe_load(Recipe.model_validate(plan).dump())) == Recipe.model_validate(plan)
