@@ -216,12 +216,51 @@ def test_multi_turn_equals_laying_the_turns_out_by_hand(model):
         ({"temperature": float("nan")}, "temperature"),
         ({"stop": ""}, "stop strings"),
         ({"stop": ["a", 3]}, "stop strings"),
-        ({"loudness": 3}, "loudness"),
+        ({"stop": 3}, "stop strings"),
+        ({"loudness": 3}, "the option 'loudness' is unknown; known options: max_tokens, temperature"),
     ],
 )
 def test_senseless_options_are_refused_before_anything_is_generated(model, options, reason):
     with pytest.raises(UsageError, match=reason):
         model.chat("Hi", stream=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda m: m.chat(None), "the messages are None; give a text"),
+        (lambda m: m.chat(b"hi"), "the messages are b'hi'"),
+        (lambda m: m.chat(Message("user", "hi")), "single Message"),
+        (lambda m: m.chat([Message("user", None)]), "content of a message is None"),
+        (lambda m: m.chat([Message("user", [b"\x89PNG"])]), "sensorium.load_image"),
+        (lambda m: m.ask(b"hi"), "the question is b'hi'; give it as a text"),
+        (lambda m: m.ask(None), "the question is None"),
+        (lambda m: m.describe(RED, loudness=3), "the option 'loudness' is unknown"),
+        (
+            lambda m: m.classify(RED, ["a", "b"], loudness=3),
+            "unknown; known options: prompt, prior_weight, temperature",
+        ),
+        (lambda m: sensorium.load(None), "the model is None"),
+        (lambda m: sensorium.load("mini", threads="2"), "threads is '2'; give a whole number"),
+        (lambda m: sensorium.load("mini", threads=0), "threads is 0"),
+    ],
+)
+def test_wrong_arguments_are_one_plain_sentence(model, call, reason):
+    with pytest.raises(UsageError, match=reason) as caught:
+        call(model)
+    assert "__init__" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_one_picture_may_stand_for_a_list_of_one(model, tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "red.png"
+    Image.fromarray(RED).save(path)
+    for images in (str(path), path, path.read_bytes(), RED, Image.open(path), [path], sensorium.load_image(path)):
+        assert model.ask("What?", images=images, max_tokens=1).usage.media_tokens == tiny.TOKENS
+    for images in ([RED, path], np.stack([RED, BLUE]), (p for p in (RED, BLUE))):
+        assert model.ask("What?", images=images, max_tokens=1).usage.media_tokens == 2 * tiny.TOKENS
+    assert model.ask("What?", images=None, stop=None, max_tokens=1).usage.media_tokens == 0
 
 
 def test_a_conversation_longer_than_the_context_is_refused(model):
@@ -277,7 +316,7 @@ def test_an_intact_graph_that_cannot_be_opened_is_left_alone(directories, model,
 
 
 def test_questions_must_not_be_empty(model):
-    for text in ("", "  ", None):
+    for text in ("", "  "):
         with pytest.raises(UsageError, match="empty"):
             model.ask(text)
     with pytest.raises(SensoriumError):

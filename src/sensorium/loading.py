@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from sensorium import __version__, hub, seams
 from sensorium.composition import Composition, file_sha256
 from sensorium.errors import SensoriumError
 from sensorium.hub.paths import remove_stale
+from sensorium.hub.progress import say
 from sensorium.hub.seal import is_sealed, seal
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Parts:
 
     def _say(self, text: str) -> None:
         if self.progress:
-            sys.stderr.write(text + "\n")
+            say(text)
 
 
 def digest(names: list[str]) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sensorium.arguments import shown
 from sensorium.errors import UsageError
 
 ROLES = ("system", "user", "assistant")
@@ -44,7 +46,7 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise UsageError(f"message role {self.role!r} is unknown; use one of {', '.join(ROLES)}.")
-        parts = (self.content,) if isinstance(self.content, str) else tuple(self.content)
+        parts = (self.content,) if isinstance(self.content, str) else _parts(self.content)
         texts, media = tuple(p for p in parts if isinstance(p, str)), tuple(p for p in parts if not isinstance(p, str))
         if media and self.role != "user":
             raise UsageError(f"a {self.role} message holds a picture; pictures belong in user messages.")
@@ -59,6 +61,19 @@ class Message:
     def text(self) -> str:
         """All texts of the message, one per line."""
         return "\n".join(self.texts)
+
+
+def _parts(content: object) -> tuple[Any, ...]:
+    """The parts of a content that is no text. What is clearly neither text nor medium is refused here, by name."""
+    if isinstance(content, (bytes, bytearray, Mapping)) or not isinstance(content, Iterable):
+        raise UsageError(f"the content of a message is {shown(content)}; give a text, or a list of texts and pictures.")
+    parts = tuple(content)
+    for part in parts:
+        if part is None or isinstance(part, (bytes, bytearray, int, float, Mapping, os.PathLike)):
+            raise UsageError(
+                f"a message holds {shown(part)}; give texts, and pictures as sensorium.load_image returns them."
+            )
+    return parts
 
 
 _ROLES_ALIKE = {"developer": "system"}
@@ -90,8 +105,11 @@ def parse_messages(
     """
     if isinstance(messages, str):
         return [Message("user", messages)]
-    if isinstance(messages, Mapping):
-        raise UsageError("messages is a single dict; pass a list of messages.")
+    if isinstance(messages, (Mapping, Message)):
+        kind = "dict" if isinstance(messages, Mapping) else "Message"
+        raise UsageError(f"messages is a single {kind}; pass a list of messages.")
+    if isinstance(messages, (bytes, bytearray)) or not isinstance(messages, Iterable):
+        raise UsageError(f"the messages are {shown(messages)}; give a text or a list of messages.")
     parsed = [
         m if isinstance(m, Message) else _parse_message(i, m, local_files, max_bytes) for i, m in enumerate(messages)
     ]

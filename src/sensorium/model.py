@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from sensorium.answer import Answer, Scores, StopText, Stream, Timings, TokenLogprob, Usage
+from sensorium.arguments import check_model, check_names, check_threads, several, stop_strings
 from sensorium.composition import Composition
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.loading import Parts
@@ -68,8 +69,7 @@ class Model:
     """
 
     def __init__(self, composition: Composition, threads: int | None = None, progress: bool = True) -> None:
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads={threads} cannot be; give 1 or more.")
+        check_threads(threads)
         self.composition = composition
         self.parts = Parts(composition, threads, progress)
         self._seen: OrderedDict[str, Seen] = OrderedDict()
@@ -114,7 +114,7 @@ class Model:
         messages: Messages,
         *,
         stream: bool = False,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         cancel: threading.Event | None = None,
         **sampling: Any,
     ) -> Answer | Stream:
@@ -135,9 +135,7 @@ class Model:
         """
         from sensorium.backbones.engine import Stats
 
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if not all(isinstance(s, str) and s for s in stops):
-            raise UsageError("stop strings must be texts of at least one character.")
+        stops = stop_strings(stop)
         params = self._params(sampling)
         prepared = self.prepare(parse_messages(messages))
         stats = Stats()
@@ -145,18 +143,18 @@ class Model:
         pieces = Stream(self._pieces(prepared, steps, stats, stops, params.logprobs > 0))
         return pieces if stream else pieces.answer
 
-    def ask(self, text: str, image: Any = None, images: Sequence[Any] = (), **options: Any) -> Any:
+    def ask(self, text: str, image: Any = None, images: Any = (), **options: Any) -> Any:
         """Answer one question, about pictures if there are any.
 
         Args:
             text: the question.
-            image, images: paths, bytes, PIL images, uint8 arrays [H, W, 3] or `sensorium.Image`.
+            image, images: paths, bytes, PIL images, uint8 arrays [H, W, 3] or `sensorium.Image`; one or a list.
             **options: as for `chat`; `stream=True` gives a `Stream`, else an `Answer`.
         """
-        if not isinstance(text, str) or not text.strip():
-            raise UsageError("the question is empty; write what you want to know.")
-        pictures = ([] if image is None else [image]) + list(images)
-        return self.chat([Message("user", [*map(load_image, pictures), text])], **options)
+        from sensorium.tasks.ask import question
+
+        pictures = ([] if image is None else [image]) + several(images)
+        return self.chat(question(text, pictures), **options)
 
     def describe(self, image: Any, **options: Any) -> Any:
         """A caption of one picture; see `tasks.describe`."""
@@ -168,6 +166,7 @@ class Model:
         """Probabilities of labels, highest first, that sum to 1; see `tasks.classify`."""
         from sensorium.tasks.classify import classify
 
+        check_names(options, classify)
         return classify(self, image, labels, **options)
 
     def embed(self, image: Any) -> np.ndarray:
@@ -247,10 +246,8 @@ class Model:
     def _params(self, sampling: dict[str, Any]) -> SamplingParams:
         from sensorium.backbones.engine import SamplingParams
 
-        try:
-            return SamplingParams(**{"stop_ids": self.parts.tokenizer.get().eos_ids, **sampling})
-        except TypeError as error:
-            raise UsageError(f"an option of the call is unknown ({error}).") from None
+        check_names(sampling, SamplingParams, ("stop", "stream", "cancel"))
+        return SamplingParams(**{"stop_ids": self.parts.tokenizer.get().eos_ids, **sampling})
 
     def _pieces(
         self, prepared: Prepared, steps: Iterator[Step], stats: Stats, stops: Sequence[str], logprobs: bool
@@ -296,4 +293,5 @@ def load(model: str | Path = "mini", *, threads: int | None = None, progress: bo
         UsageError: there is no such composition, or its file is malformed.
         SensoriumError: a part cannot be fetched, is damaged, or does not fit the others.
     """
+    check_model(model)
     return Model(Composition.find(model), threads, progress).load()

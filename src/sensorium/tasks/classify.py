@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sensorium.arguments import shown
 from sensorium.errors import UsageError
 from sensorium.media import load_image
 from sensorium.messages import Message
@@ -41,7 +42,7 @@ def check_labels(labels: Iterable[str]) -> list[str]:
     Labels that differ in case or white space alone are one label.
     """
     if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
-        raise UsageError(f'the labels are {_shown(labels)}; give a list of texts, such as ["cat", "dog"].')
+        raise UsageError(f'the labels are {shown(labels)}; give a list of texts, such as ["cat", "dog"].')
     cleaned = [_cleaned(label) for label in labels]
     if len(cleaned) < 2:
         was = "were" if not cleaned else "was"
@@ -61,7 +62,7 @@ def check_labels(labels: Iterable[str]) -> list[str]:
 
 def _cleaned(label: object) -> str:
     if not isinstance(label, str):
-        raise UsageError(f"a label is {_shown(label)}; give every label as a text.")
+        raise UsageError(f"a label is {shown(label)}; give every label as a text.")
     label = label.strip()
     if not label:
         raise UsageError("a label is empty; write what it stands for.")
@@ -72,12 +73,6 @@ def _cleaned(label: object) -> str:
     if any(unicodedata.category(character) in _UNWRITABLE for character in label):
         raise UsageError(f"the label {label!r} holds control characters or line breaks; write it on one line.")
     return label
-
-
-def _shown(value: object) -> str:
-    """A wrong value for a message: short texts and numbers as they are, anything else by its type."""
-    plain = isinstance(value, (str, bytes, int, float)) or value is None
-    return repr(value) if plain and len(repr(value)) <= 60 else f"a value of type {type(value).__name__}"
 
 
 def classify(

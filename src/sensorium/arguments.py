@@ -1,0 +1,61 @@
+"""What callers of the Python interface pass, checked: each wrong value is one sentence that says what to give."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from sensorium.errors import UsageError
+
+
+def shown(value: object) -> str:
+    """A wrong value for a message: short plain values as they are, anything else by its type."""
+    plain = isinstance(value, (str, bytes, int, float)) or value is None
+    return repr(value) if plain and len(repr(value)) <= 60 else f"a value of type {type(value).__name__}"
+
+
+def check_threads(threads: object) -> None:
+    """Raise UsageError unless `threads` is None or a whole number of 1 or more."""
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise UsageError(f"threads is {shown(threads)}; give a whole number of 1 or more, or None for all cores.")
+
+
+def check_model(model: object) -> None:
+    """Raise UsageError unless `model` is a name or a path."""
+    if not isinstance(model, (str, os.PathLike)):
+        raise UsageError(f'the model is {shown(model)}; give a name, such as "mini", or a directory.')
+
+
+def check_names(options: Mapping[str, Any], taker: Callable[..., Any], also: Iterable[str] = ()) -> None:
+    """Raise UsageError for an option that is no parameter of `taker` and none of `also`."""
+    names = [*inspect.signature(taker).parameters, *also]
+    for name in options:
+        if name not in names:
+            known = [known for known in names if known not in _NOT_OPTIONS]
+            raise UsageError(f"the option {name!r} is unknown; known options: {', '.join(known)}.")
+
+
+_NOT_OPTIONS = ("model", "image", "labels", "stop_ids")
+
+
+def stop_strings(stop: object) -> list[str]:
+    """Strings that end an answer, from one text, several or None. Raises UsageError for anything else."""
+    if stop is None:
+        return []
+    stops = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, Iterable) else [stop]
+    if not all(isinstance(text, str) and text for text in stops):
+        raise UsageError("stop strings must be texts of at least one character; give a text, a list of texts or None.")
+    return stops
+
+
+def several(images: Any) -> list[Any]:
+    """Pictures as a list: one picture is a list of one, and so is a path; None is none."""
+    if images is None:
+        return []
+    # Bytes, files and arrays can be iterated too, but are one picture each; so is an array unless it holds several.
+    single = isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(images, "read")
+    if single or not isinstance(images, Iterable) or getattr(images, "ndim", 4) < 4:
+        return [images]
+    return list(images)
