@@ -86,12 +86,14 @@ def one_sentence(err):
         (["ask", "hi", "--model", "nowhere"], "'nowhere' is no model"),
         (["ask", "hi", "--model", ""], "'' is no model"),
         (["ask", "hi", "--max-tokens", "many"], "--max-tokens"),
-        (["ask", "hi", "--max-tokens", "-3"], "max_tokens"),
+        (["ask", "hi", "--max-tokens", "-3"], "--max-tokens -3 is out of range; give a whole number"),
+        (["ask", "hi", "--seed", "-1"], "--seed -1 is out of range"),
         (["ask", "hi", "--temperature", "nan"], "temperature"),
         (["ask", "hi", "--temperature", "-1"], "temperature"),
         (["ask", "hi", "--temperature", "inf"], "temperature"),
         (["ask", "hi", "--seed", "1.5"], "--seed"),
         (["ask", "hi", "-a", "https://example.org/cat.png", "--model", "TINY"], "remote address"),
+        (["describe", "File:///tmp/a.png", "--model", "TINY"], "is an address, .* give the path alone"),
         (["describe"], "Missing argument 'FILE...'"),
         (["describe", "-", "-", "--model", "TINY"], "stands twice"),
         (["classify", "x.png"], "--label"),
@@ -148,6 +150,20 @@ def test_unreadable_pictures_exit_with_1(sensorium, model, tmp_path, name, conte
         code, out, err = sensorium(*arguments, tmp_path / name, "--model", model)
         assert code == 1 and out == ""
         assert name in one_sentence(err)
+
+
+def test_standard_input_is_called_so(model):
+    child = process("describe", "-", "--model", model, stdin=subprocess.PIPE)
+    out, err = child.communicate(b"", timeout=120)
+    assert (child.returncode, out) == (1, b"")
+    assert one_sentence(err.decode()).startswith("sensorium: Standard input is empty; ")
+
+
+def test_what_to_do_with_a_drawing(sensorium, model, tmp_path):
+    (tmp_path / "a.svg").write_text("<svg></svg>")
+    code, _, err = sensorium("describe", tmp_path / "a.svg", "--model", model)
+    assert code == 1
+    assert "is an SVG image, which cannot be decoded here; save it as a PNG, JPEG, " in one_sentence(err)
 
 
 def test_a_directory_is_no_picture(sensorium, model, tmp_path):

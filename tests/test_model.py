@@ -416,6 +416,7 @@ def test_labels_are_scored_as_the_model_would_say_them(label, answer):
         (["cat", 3], "a label is 3; give every label as a text"),
         (["cat", "do\x1bg"], "control characters"),
         (["cat", "do\ng"], "line breaks"),
+        (["cat", "do\udcffg"], "not valid Unicode"),
         (["cat", "d" * 201], "has 201 characters; use at most 200"),
     ],
 )

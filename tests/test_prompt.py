@@ -173,7 +173,11 @@ def test_openai_messages_with_data_urls():
             "remote address",
         ),
         ([{"role": "user", "content": [{"type": "image", "image": "http://169.254.169.254/"}]}], "remote address"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": "file:///etc/passwd"}]}], "remote address"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": "file:///etc/passwd"}]}],
+            "must be a data: URL",
+        ),
+        ([{"role": "user", "content": [{"type": "image", "image": "file:///etc/passwd"}]}], "give the path alone"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "/etc/passwd"}]}], "must be a data: URL"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "data:image/png;base64,@@@"}]}], "malformed"),
         (

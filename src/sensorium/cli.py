@@ -6,6 +6,7 @@ Standard output carries the result and nothing else; progress and errors go to s
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -236,7 +237,11 @@ def _sampling(max_tokens: int, temperature: float, seed: int | None) -> dict[str
     from sensorium.backbones.engine import SamplingParams
 
     chosen: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    SamplingParams(**chosen, stop_ids=frozenset())
+    try:
+        SamplingParams(**chosen, stop_ids=frozenset())
+    except UsageError as error:  # says max_tokens=0, where the command line has --max-tokens 0
+        said = re.sub(r"^([a-z_]+)=", lambda found: f"--{found[1].replace('_', '-')} ", str(error))
+        raise UsageError(said) from None
     return chosen
 
 

@@ -165,16 +165,19 @@ def _parse_part(where: str, part: object, local_files: bool, max_bytes: int) -> 
 
 
 def refuse_remote(source: str) -> None:
-    """Raise UsageError for http(s), ftp and the like: nothing is fetched because a message or a flag names it."""
+    """Raise UsageError for http(s), ftp, file and the like: nothing is fetched because a message or a flag names it."""
     scheme, separator, _ = source.partition("://")
     if separator and scheme.isalnum():
-        shown = source if len(source) <= 60 else source[:57] + "..."
-        raise UsageError(f"{shown} is a remote address, which is never fetched; download the file and pass it instead.")
+        name = source if len(source) <= 60 else source[:57] + "..."
+        if scheme.lower() == "file":
+            raise UsageError(f"{name} is an address, which is never fetched; give the path alone, without file://.")
+        raise UsageError(f"{name} is a remote address, which is never fetched; download the file and pass it instead.")
 
 
 def decode_data_url(url: str, max_bytes: int) -> bytes:
     """The bytes of a base64 `data:` URL of at most `max_bytes`. Raises UsageError for any other URL."""
-    refuse_remote(url)
+    if not url.lower().startswith("file:"):  # the sentence below fits it better
+        refuse_remote(url)
     head, comma, payload = url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         raise UsageError(

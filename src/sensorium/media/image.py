@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import PIL.Image
 
 FORMATS = tuple(PARSERS)
-_ADVICE = f"give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+_READABLE = f"a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+_ADVICE = f"give {_READABLE}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +222,7 @@ def _check_size(label: str, width: int, height: int, limits: Limits) -> None:
 def _not_an_image(label: str, kind: str, name: str) -> str:
     if kind == "image":
         article = "an" if name[0] in "AEHIOS" and name != "HEIC" else "a"
-        return f"{label} is {article} {name} image, which cannot be decoded here; convert it: {_ADVICE}."
+        return f"{label} is {article} {name} image, which cannot be decoded here; save it as {_READABLE}."
     if kind in ("audio", "video"):
         return f"{label} is {kind} ({name}) and no image; {_ADVICE}."
     if name:

@@ -43,7 +43,8 @@ def read_bytes(
         data, label = _read_path(src, max_bytes)
         too_large = len(data) > max_bytes
     else:
-        label = shown(name) if isinstance(name := getattr(src, "name", None), str) else "The stream"
+        name = getattr(src, "name", None)
+        label = "Standard input" if name == "<stdin>" else shown(name) if isinstance(name, str) else "The stream"
         data = _read_stream(src, label, max_bytes)
         too_large = len(data) > max_bytes
     if too_large:
@@ -64,9 +65,8 @@ def _read_path(src: str | os.PathLike[str], max_bytes: int) -> tuple[bytes, str]
     label = shown(text)
     if text.lower().startswith(("http://", "https://", "ftp://", "data:", "file://", "s3://")):
         kind = "a data URL" if text.lower().startswith("data:") else "an address"
-        raise SensoriumError(
-            f"{label} is {kind} and no path; save it to a file first, as nothing is fetched from here."
-        )
+        advice = "give the path alone" if text.lower().startswith("file:") else "save it to a file first"
+        raise SensoriumError(f"{label} is {kind} and no path; {advice}, as nothing is fetched from here.")
     if not text:
         raise SensoriumError("An empty path names no file; give the path of a file.")
     try:

@@ -32,8 +32,8 @@ LONGEST_LABEL = 200
 """Characters of a label."""
 
 _ARTICLES = ("a ", "an ", "the ", "some ", "no ", "one ", "two ", "three ", "my ", "your ")
-# Control characters, lone surrogates, and the separators of lines and paragraphs (Unicode general categories).
-_UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
+# Control characters, and the separators of lines and paragraphs (Unicode general categories).
+_UNWRITABLE = ("Cc", "Zl", "Zp")
 
 
 def check_labels(labels: Iterable[str]) -> list[str]:
@@ -70,6 +70,8 @@ def _cleaned(label: object) -> str:
         raise UsageError(
             f"the label that starts with {label[:30]!r} has {len(label)} characters; use at most {LONGEST_LABEL}."
         )
+    if any("\ud800" <= character <= "\udfff" for character in label):
+        raise UsageError(f"the label {label!r} is not valid Unicode (it holds a lone surrogate); pass it as UTF-8.")
     if any(unicodedata.category(character) in _UNWRITABLE for character in label):
         raise UsageError(f"the label {label!r} holds control characters or line breaks; write it on one line.")
     return label
