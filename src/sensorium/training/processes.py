@@ -108,7 +108,7 @@ def run_ranks(work: Callable[..., None], ranks: int, arguments: Sequence[Any]) -
             with deaf_children():
                 for process in processes:
                     process.start()
-            codes = _wait(processes)
+            codes, first = _wait(processes)
     except KeyboardInterrupt:
         _end(processes, PATIENCE_S)
         raise
@@ -118,24 +118,24 @@ def run_ranks(work: Callable[..., None], ranks: int, arguments: Sequence[Any]) -
         raise SensoriumError(sentences.get())
     if INTERRUPTED in codes:
         raise KeyboardInterrupt
-    if any(codes):
-        bad = next(i for i, code in enumerate(codes) if code)
+    if first is not None:
         raise SensoriumError(
-            f"Training process {bad} ended with code {codes[bad]} (memory may have run out); "
+            f"Training process {first} ended with code {codes[first]} (memory may have run out); "
             "use fewer train.processes or train.rows and resume."
         )
 
 
-def _wait(processes: Sequence[BaseProcess]) -> list[int]:
-    """Exit codes, once all have ended; when one fails, the others are asked to end."""
-    running = list(processes)
+def _wait(processes: Sequence[BaseProcess]) -> tuple[list[int], int | None]:
+    """Exit codes, once all have ended, and the first process that failed; then the others are asked to end."""
+    running, first = list(processes), None
     while running:
         wait([process.sentinel for process in running])
         running = [process for process in running if process.is_alive()]
-        if any(process.exitcode for process in processes if process not in running):
+        first = next((i for i, process in enumerate(processes) if process not in running and process.exitcode), None)
+        if first is not None:
             _end(running, 20.0)
             running = []
-    return [process.exitcode or 0 for process in processes]
+    return [process.exitcode or 0 for process in processes], first
 
 
 def _end(processes: Sequence[BaseProcess], patience: float) -> None:
