@@ -318,7 +318,7 @@ def test_help_imports_nothing_heavy():
 def test_asking_imports_no_training_half(model, picture):
     code = "import sys, sensorium.cli as c; c.run(sys.argv[1:]); print('\\n', *sys.modules, file=sys.stderr)"
     arguments = ["ask", "What?", "-a", picture, "--model", model, "--max-tokens", "3"]
-    subprocess.run([sys.executable, "-m", "sensorium", *arguments], capture_output=True, check=True)  # prepares the graph
+    subprocess.run([sys.executable, "-m", "sensorium", *arguments], capture_output=True, check=True)  # prepares it
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     loaded = set(done.stderr.split())
     assert "onnxruntime" in loaded
@@ -358,7 +358,7 @@ def test_interrupting_an_answer_exits_with_130(sensorium, model, monkeypatch):
 
 def test_a_closed_pipe_is_quiet(model):
     arguments = ["ask", "Hi", "--model", model, "--max-tokens", "4"]
-    subprocess.run([sys.executable, "-m", "sensorium", *arguments], capture_output=True, check=True)  # prepares the graph
+    subprocess.run([sys.executable, "-m", "sensorium", *arguments], capture_output=True, check=True)  # prepares it
     reader, writer = os.pipe()
     os.close(reader)
     child = subprocess.Popen(
