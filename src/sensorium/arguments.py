@@ -44,7 +44,7 @@ def stop_strings(stop: object) -> list[str]:
     """Strings that end an answer, from one text, several or None. Raises UsageError for anything else."""
     if stop is None:
         return []
-    stops = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, Iterable) else [stop]
+    stops: list[Any] = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, Iterable) else [stop]
     if not all(isinstance(text, str) and text for text in stops):
         raise UsageError("stop strings must be texts of at least one character; give a text, a list of texts or None.")
     return stops
