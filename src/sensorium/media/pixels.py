@@ -57,7 +57,8 @@ def _scaled(picture: PIL.Image.Image, white: int | None) -> np.ndarray:
         return result
     least, most = (0.0, float(white)) if white is not None else _range(values, stripes)
     for stripe in stripes:
-        samples = np.nan_to_num(values[stripe].astype(np.float64), nan=least, posinf=most, neginf=least)
+        with np.errstate(invalid="ignore"):  # a signalling NaN is one more NaN
+            samples = np.nan_to_num(values[stripe].astype(np.float64), nan=least, posinf=most, neginf=least)
         share = (samples - least) / (most - least) if most > least else np.zeros_like(samples)
         result[stripe] = np.rint(np.clip(share, 0, 1) * 255)
     return result
