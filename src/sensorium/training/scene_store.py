@@ -165,7 +165,7 @@ class SceneStore:
                 labels = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
                 if features.ndim != 3 or not count <= len(features) == len(labels):
                     raise ValueError(f"{len(features)} scenes, {len(labels)} labels")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise SensoriumError(
                     f"The features {path} cannot be read ({error}); delete the file and run again."
                 ) from None
