@@ -35,7 +35,7 @@ class LinearPatches:
             raise UsageError(f"Grid {grid!r} does not fit; use a whole number from 1 to 64.")
         try:
             matrix = np.load(weights, allow_pickle=False)
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             raise SensoriumError(f"{weights} is not a .npy file; give the matrix of the patches.") from None
         side = round((matrix.shape[0] / 3) ** 0.5) if matrix.ndim == 2 else 0
         if matrix.dtype != np.float32 or matrix.ndim != 2 or side * side * 3 != matrix.shape[0]:
