@@ -73,7 +73,7 @@ def row(path: str, kind: str, name: str, colour: str, style: str) -> dict[str, A
     }
 
 
-def recipe(composition: Path, catalogue: Path, output: Path, **changes: Any) -> dict[str, Any]:
+def recipe(composition: Path, catalogue: Path, output: Path, /, **changes: Any) -> dict[str, Any]:
     """A recipe that trains the tiny composition in seconds; ``changes`` are dotted keys ("train__steps")."""
     plan: dict[str, Any] = {
         "name": "tiny",

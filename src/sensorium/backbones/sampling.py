@@ -118,7 +118,7 @@ class Sampler:
         """Filters in the order of transformers: temperature, top-k, top-p, min-p."""
         params = self.params
         # The likeliest token gets weight 1. Weights are float32, which is ten times faster; only sums are float64.
-        weights = np.exp((logits - logits.max()) / np.float32(max(params.temperature, 1e-4)))
+        weights = np.exp((logits - logits.max()) / np.float32(min(max(params.temperature, 1e-4), 1e30)))
         ids: NDArray[np.int64] | None = None
         if params.top_k and params.top_k < len(weights):
             ids = top_ids(weights, params.top_k)

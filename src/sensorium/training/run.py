@@ -152,7 +152,10 @@ def _fingerprint(weights: Path) -> str:
 def _catalogue(plan: Recipe) -> Path:
     """The recipe's own catalogue, or the one of registry pictures: built once for each state of its tables."""
     if plan.data.catalogue:
-        return Path(plan.data.catalogue)
+        path = Path(plan.data.catalogue)
+        if not path.is_file():
+            raise SensoriumError(f"The catalogue {path} does not exist or is no file; correct data.catalogue.")
+        return path
     from sensorium.training.data import catalogue
 
     directory = hub.cache_dir("training")
