@@ -10,6 +10,9 @@ Three choices matter more than the training that follows (AUC of "is the word th
 photographs: 0.62 without them, 0.86 with): word embeddings lose what all nouns share, which goes into the position
 vectors instead; a concept's value holds its categories besides its name; and blocks keep the strongest cell of each
 concept rather than the mean.
+
+Words that the encoder has no class for get directions too, learnt from scenes by a linear map
+(`training.word_directions`); they share a softmax of their own, whose last place stands for nothing in particular.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ class ConceptProjector(nn.Module):
         grid: (h, w) of the encoder's cells.
         pool: block size of one token.
         concepts: number of concepts when no directions are given.
+        learnt: how many of the concepts, the last ones, have a softmax of their own.
         hidden: width of the MLP path.
         directions: (weight [concepts, dim], bias [concepts]) of the encoder's classifier, to start from.
         words: [concepts, out_dim] what each concept says, relative to ``common``, to start from.
@@ -51,12 +55,14 @@ class ConceptProjector(nn.Module):
         pool: int = 2,
         concepts: int = 1000,
         hidden: int = 768,
+        learnt: int = 0,
         directions: tuple[np.ndarray, np.ndarray] | None = None,
         words: np.ndarray | None = None,
         common: np.ndarray | None = None,
     ) -> None:
         super().__init__()
-        self.grid, self.pool = grid, pool
+        self.grid, self.pool, self.learnt = grid, pool, learnt
+        concepts = concepts if directions is None else len(directions[0])
         self.keys = nn.Linear(dim, concepts)
         self.values = nn.Parameter(torch.randn(concepts, out_dim) * 0.02)
         if directions is not None:
@@ -64,8 +70,9 @@ class ConceptProjector(nn.Module):
             self.keys.bias.data = torch.from_numpy(np.ascontiguousarray(directions[1])).float()
         if words is not None:
             self.values.data = torch.from_numpy(np.ascontiguousarray(words)).float()
-        self.log_temperature = nn.Parameter(torch.zeros(2))  # whole picture, cells
-        self.gain = nn.Parameter(torch.ones(2))
+        groups = 2 if learnt else 1
+        self.log_temperature = nn.Parameter(torch.zeros(2 * groups))  # whole picture, cells; the same of learnt words
+        self.gain = nn.Parameter(torch.ones(2 * groups))
         tokens = 1 + (grid[0] // pool) * (grid[1] // pool)
         self.position = nn.Parameter(torch.randn(tokens, out_dim) * 0.01)
         if common is not None:
@@ -79,8 +86,15 @@ class ConceptProjector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         logits = self.keys(features)
         scale = self.log_temperature.exp()
-        whole = torch.softmax(logits.mean(dim=1, keepdim=True) * scale[0], dim=-1) * self.gain[0]
-        cells = strongest(torch.softmax(logits * scale[1], dim=-1), self.grid, self.pool) * self.gain[1]
+        named = logits[..., : logits.shape[-1] - self.learnt]
+        whole = torch.softmax(named.mean(dim=1, keepdim=True) * scale[0], dim=-1) * self.gain[0]
+        cells = strongest(torch.softmax(named * scale[1], dim=-1), self.grid, self.pool) * self.gain[1]
+        if self.learnt:
+            own = logits[..., logits.shape[-1] - self.learnt :]
+            seen = torch.softmax(own * scale[2], dim=-1).amax(dim=1, keepdim=True) * self.gain[2]
+            whole = torch.cat((whole, seen), dim=-1)
+            spread = strongest(torch.softmax(own * scale[3], dim=-1), self.grid, self.pool) * self.gain[3]
+            cells = torch.cat((cells, spread), dim=-1)
         concepts = torch.cat((whole, cells), dim=1) @ self.values
         pooled = torch.cat((features.mean(dim=1, keepdim=True), pool_grid(features, self.grid, self.pool)), dim=1)
         rest = self.down(nn.functional.gelu(self.up(self.norm(pooled))))

@@ -12,10 +12,20 @@ from torch import nn
 from sensorium.prompt import Tokens
 from sensorium.training.llama import Llama
 from sensorium.training.recipe import ProjectorRecipe
+from sensorium.training.scene_store import SceneStore
 
 
-def create_projector(recipe: ProjectorRecipe, frozen: Any, llm: Llama, tokenizer: Tokens) -> nn.Module:
-    """Build the projector between ``frozen.features`` and the backbone."""
+def create_projector(
+    recipe: ProjectorRecipe, frozen: Any, llm: Llama, tokenizer: Tokens, store: SceneStore | None = None
+) -> nn.Module:
+    """Build the projector between ``frozen.features`` and the backbone.
+
+    Args:
+        recipe: kind, options and start.
+        frozen: the run's ``Frozen``.
+        llm, tokenizer: the backbone.
+        store: scenes to learn directions of words from, where the recipe asks for them.
+    """
     spec, dim = frozen.features, llm.shape.dim
     grid = (spec.layout.h, spec.layout.w)
     if recipe.kind == "mlp":
@@ -28,11 +38,20 @@ def create_projector(recipe: ProjectorRecipe, frozen: Any, llm: Llama, tokenizer
     if recipe.start == "concepts":
         from sensorium.training.data.stream import class_names
         from sensorium.training.run import class_directions
+        from sensorium.training.word_directions import word_directions
 
+        names = class_names()
         start["directions"] = class_directions(frozen)
-        start["words"], start["common"] = concept_words(
-            llm.embedding.detach().float().numpy(), tokenizer, class_names()
-        )
+        learnt = word_directions(store, grid) if recipe.words and store else None
+        if learnt:
+            names = [*names, *learnt.words]
+            start["learnt"] = len(learnt.weight)
+            start["directions"] = tuple(
+                np.concatenate(pair) for pair in zip(start["directions"], (learnt.weight, learnt.bias))
+            )
+        values, start["common"] = concept_words(llm.embedding.detach().float().numpy(), tokenizer, names)
+        # "nothing in particular" says nothing
+        start["words"] = np.concatenate((values, np.zeros_like(values[:1]))) if learnt else values
     return ConceptProjector(spec.dim, dim, grid, **recipe.options, **start)
 
 

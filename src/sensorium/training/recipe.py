@@ -41,6 +41,7 @@ class ConceptOptions(_Strict):
     pool: Width = 2
     concepts: Width = 1000
     hidden: Width = 768
+    learnt: Annotated[int, Field(ge=0, le=65536)] = 0
 
 
 OPTIONS: dict[str, type[_Strict]] = {"mlp": MLPOptions, "concept": ConceptOptions}
@@ -52,11 +53,14 @@ class ProjectorRecipe(_Strict):
     kind: Literal["concept", "mlp"]
     options: dict[str, Any] = {}
     start: Literal["concepts", "random"] = "random"
+    words: bool = False  # also directions of the words that scenes show (`training.word_directions`)
 
     @model_validator(mode="after")
     def _fits(self) -> ProjectorRecipe:
         if self.start == "concepts" and self.kind != "concept":
             raise ValueError("only a projector of kind concept can start from concepts; use start: random")
+        if self.words and self.start != "concepts":
+            raise ValueError("words are added to the encoder's concepts; use start: concepts with words: true")
         _check_options(self.kind, self.options)
         return self
 
@@ -91,7 +95,8 @@ class DataRecipe(_Strict):
     """Composite scenes and what is asked about them.
 
     ``catalogue`` is a file of named pictures of one's own, JSON lines as `data.catalogue.Entry` has them; without one
-    the catalogue of registry pictures is built.
+    the catalogue of registry pictures is built. ``feature_dropout`` is the share of a picture's feature channels that
+    are left out each time it is seen.
     """
 
     catalogue: Text | None = None
@@ -99,6 +104,7 @@ class DataRecipe(_Strict):
     seed: Seed = 0
     mix: dict[SceneKind, Weight] = {}
     class_features: Share = 0.0
+    feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     questions: dict[Task, Weight] = {}
     yesno_focus: Annotated[float, Field(gt=0, le=100)] = 1.0
 

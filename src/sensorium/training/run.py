@@ -16,7 +16,7 @@ from sensorium.encoders.base import Grid
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.projectors.spec import tokens_for
 from sensorium.training.recipe import Recipe, facts, load_recipe
-from sensorium.training.scene_store import StorePlan, build
+from sensorium.training.scene_store import SceneStore, StorePlan, build
 
 if TYPE_CHECKING:
     from torch import nn
@@ -208,11 +208,12 @@ def worker(
     with GGUF(frozen.weights) as gguf:
         spec, tokenizer = spec_from_gguf(gguf, frozen.fingerprints["backbone"]), Tokenizer.from_gguf(gguf)
         llm = load_llama(gguf, spec, plan.lora, torch.bfloat16 if plan.train.precision == "bf16" else torch.float32)
-    projector = create_projector(plan.projector, frozen, llm, tokenizer)
+    scenes = SceneStore(store, plan.data.scenes)
+    projector = create_projector(plan.projector, frozen, llm, tokenizer, scenes)
     if rank == 0:
         _say(parts_table(frozen, projector, llm))
     before = digest_frozen(llm)
-    stream = _stream(rank, plan, frozen, store, tokenizer)
+    stream = _stream(rank, plan, frozen, scenes, tokenizer)
     if plan.train.compile:
         for block in llm.blocks:
             block.compile()
@@ -248,14 +249,12 @@ def worker(
         dist.destroy_process_group()
 
 
-def _stream(rank: int, plan: Recipe, frozen: Frozen, store: Path, tokenizer: Any) -> Any:
+def _stream(rank: int, plan: Recipe, frozen: Frozen, scenes: SceneStore, tokenizer: Any) -> Any:
     """This rank's batches."""
     from sensorium.training.class_features import ClassFeatures
     from sensorium.training.data.scenes import load_items
     from sensorium.training.data.stream import SampleStream
-    from sensorium.training.scene_store import SceneStore
 
-    scenes = SceneStore(store, plan.data.scenes)
     directions = class_directions(frozen) if plan.data.class_features else None
     return SampleStream(
         scenes,
@@ -267,6 +266,7 @@ def _stream(rank: int, plan: Recipe, frozen: Frozen, store: Path, tokenizer: Any
         rows=plan.train.rows // plan.train.processes,
         row_tokens=plan.train.row_tokens,
         class_share=plan.data.class_features,
+        dropout=plan.data.feature_dropout,
         questions={str(k): v for k, v in plan.data.questions.items()},
         yesno_focus=plan.data.yesno_focus,
         seed=plan.train.seed,

@@ -28,7 +28,7 @@ from sensorium.errors import SensoriumError
 from sensorium.training.processes import deaf_children
 
 SHARD = 250  # scenes a file: 40 MB at 64 cells of 1280
-VERSION = 2  # raise when the drawing of scenes changes
+VERSION = 3  # raise when the drawing of scenes changes
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class SceneStore:
                 ) from None
             self.features.append(features[:count])
             self.labels.append(labels[:count])
-        self.length, self.shard = scenes, shard
+        self.directory, self.length, self.shard = directory, scenes, shard
 
     def __len__(self) -> int:
         return self.length

@@ -53,7 +53,9 @@ def write_composition(
     for name in base.spec.encoders:
         spec["encoders"][name]["part"]["source"] = base.part("encoders", name).source
     declared = {"kind": plan.projector.kind, "encoder": "image", "weights": "image.safetensors", "onnx": "image.onnx"}
-    spec["projectors"] = {"image": {**declared, "options": plan.projector.options}}
+    learnt = getattr(projector, "learnt", 0)
+    options = {**plan.projector.options, **({"learnt": learnt} if learnt else {})}
+    spec["projectors"] = {"image": {**declared, "options": options}}
     spec.pop("lora", None)
     if plan.lora:
         save_tensors(llm.lora_state(), directory / "lora.safetensors")

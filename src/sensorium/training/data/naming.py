@@ -58,9 +58,10 @@ def corrections() -> tuple[list[tuple[str, str]], dict[str, str]]:
 
 
 def correction(source: str, key: str) -> str | None:
-    """The hand-made name for a picture, "-" to drop it, None when there is no correction."""
+    """The hand-made name for a picture, "-" to drop it, None when there is no correction; case does not count."""
+    asked = f"{source} {key}".lower()
     for pattern, replacement in corrections()[0]:
-        if fnmatch.fnmatchcase(f"{source} {key}", pattern):
+        if fnmatch.fnmatchcase(asked, pattern.lower()):
             return replacement
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,10 @@ def prepare(path: Path, cache: Path, side: int = SIDE) -> tuple[Path, Image.Imag
         data = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=side, skip_system_fonts=True))
         image: Image.Image = Image.open(io.BytesIO(data)).convert("RGBA")
     else:
-        with Image.open(path) as opened:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # too large is left out just below
+            opened = Image.open(path)
+        with opened:
             if opened.size[0] * opened.size[1] > 40_000_000 or min(opened.size) < 24:
                 return None
             opened.draft("RGB", (2 * side, 2 * side))

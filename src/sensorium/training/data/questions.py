@@ -151,7 +151,7 @@ class Asker:
                 return False
         return True
 
-    def absent(self, scene: Mapping[str, Any], rng: Rng, true: set[str], hard: float = 0.2) -> str | None:
+    def absent(self, scene: Mapping[str, Any], rng: Rng, true: set[str], hard: float = 0.3) -> str | None:
         """A word that is not true of the scene; with probability ``hard`` a sibling of something that is there."""
         vocabulary = self.vocabulary
         for _ in range(12):

@@ -206,6 +206,32 @@ def _noto(trees: tuple[Path, ...]) -> Iterator[Raw]:
     yield from _emoji(_derived(trees[0], draw), names, "*.png", lambda p: p.stem)
 
 
+def _iconify(trees: tuple[Path, ...]) -> Iterator[Raw]:
+    """One emoji set of the Iconify collection: an SVG body for each name, drawn once into files beside it.
+
+    The names are Unicode's, written with hyphens or without ("dog-face", "dogface").
+    """
+    icons = json.loads((trees[0] / "icons.json").read_text(encoding="utf-8"))
+    codes = {_squeezed(row[0]): code for code, row in emoji_names(trees[1]).items()}
+    known = {name: codes[_squeezed(name)] for name in icons["icons"] if _squeezed(name) in codes}
+
+    def draw(drawn: Path) -> None:
+        for name, code in known.items():
+            icon = icons["icons"][name]
+            size = [icon.get(side, icons.get(side, 16)) for side in ("width", "height")]
+            (drawn / f"{code}.svg").write_text(
+                f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                f'viewBox="0 0 {size[0]} {size[1]}">{icon["body"]}</svg>',
+                encoding="utf-8",
+            )
+
+    yield from _emoji(_derived(trees[0], draw), emoji_names(trees[1]), "*.svg", lambda p: p.stem)
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
 # --- drawings of educational games ----------------------------------------------------------------------------------
 
 _ART4APPS_SKIP = {"actions", "sport"}
@@ -290,7 +316,7 @@ _WEB_PHOTOS = {
 
 def _web_photos(trees: tuple[Path, ...]) -> Iterator[Raw]:
     """Photographs that ship with open-source web themes; corrections.txt says what each shows."""
-    for tree, folder in zip(trees, _WEB_PHOTOS.values(), strict=True):
+    for tree, (package, folder) in zip(trees, _WEB_PHOTOS.items(), strict=True):
         for path in sorted((tree / folder).rglob("*.jp*g")):
             if (
                 not re.search(
@@ -299,7 +325,7 @@ def _web_photos(trees: tuple[Path, ...]) -> Iterator[Raw]:
                 )
                 or "user2" in path.stem
             ):
-                yield Raw(path, f"{tree.name}/{path.relative_to(tree).as_posix()}", ("",))
+                yield Raw(path, f"{package}/{path.relative_to(tree).as_posix()}", ("",))
 
 
 _GFDL = "free licences of the GCompris pictures (CC-BY-SA, CC0, public domain; see its copyright file)"
@@ -340,6 +366,18 @@ SOURCES: tuple[Source, ...] = (
     Source("noto-emoji", ("deb/fonts-noto-color-emoji", "npm/openmoji"), "emoji", "emoji-flat", "OFL-1.1", _noto),
     Source(
         "twitter-emoji", ("npm/emoji-datasource-twitter", "npm/openmoji"), "emoji", "emoji-flat", "CC-BY-4.0", _twitter
+    ),
+    *(
+        Source(
+            f"iconify-{name}", (f"npm/@iconify-json/{name}", "npm/openmoji"), "emoji", "emoji-flat", licence, _iconify
+        )
+        for name, licence in (
+            ("fxemoji", "Apache-2.0"),
+            ("emojione", "CC-BY-4.0"),
+            ("emojione-v1", "CC-BY-SA-4.0"),
+            ("noto-v1", "Apache-2.0"),
+            ("streamline-emojis", "CC-BY-4.0"),
+        )
     ),
     Source("fluent-3d", ("npm/@lobehub/fluent-emoji-3d", "npm/openmoji"), "emoji", "emoji-3d", "MIT", _fluent_3d),
 )

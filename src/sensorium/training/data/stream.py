@@ -54,6 +54,7 @@ class SampleStream:
         rows, row_tokens: size of this rank's batch.
         class_share: share of rows with synthesised classes.
         questions: weights of the question kinds; None for the defaults.
+        dropout: share of a picture's feature channels that are left out each time it is seen.
         yesno_focus: weight of the yes or no in the loss, beside 1 of every other token.
         seed, rank: which stream this is; rank r has the rows from ``r * rows`` on of each step.
     """
@@ -70,6 +71,7 @@ class SampleStream:
         rows: int,
         row_tokens: int,
         class_share: float = 0.0,
+        dropout: float = 0.0,
         questions: Mapping[str, float] | None = None,
         yesno_focus: float = 1.0,
         seed: int = 0,
@@ -78,7 +80,7 @@ class SampleStream:
         self.store, self.classes, self.grid = store, classes, grid
         self.rows, self.row_tokens, self.class_share = rows, row_tokens, class_share if classes else 0.0
         self.questions, self.seed, self.rank = dict(questions or {}) or None, seed, rank
-        self.focus = yesno_focus
+        self.focus, self.dropout = yesno_focus, dropout
         self.names = class_names() if classes else []
         self.denied = [frozenset(vocabulary.not_deniable(name)) | set(also) for name, also in self.names]
         known = [(i.name, i.also) for i in items if i.kind != "background"]
@@ -113,11 +115,17 @@ class SampleStream:
             if asked:
                 focus = [self.focus if qa.task == "yesno" else 1.0 for qa in asked]
                 branches = [self.branch(qa.question, qa.answer, f)[1] for qa, f in zip(asked, focus)]
-                return np.asarray(cells, np.float32), branches
+                return self._drop(np.asarray(cells, np.float32), rng), branches
         raise SensoriumError(
             f"{ATTEMPTS} scenes in a row allow none of the recipe's questions; give data.questions or data.mix more "
             "kinds."
         )
+
+    def _drop(self, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Without some channels, the same in every cell, so that nothing leans on a few of them."""
+        if not self.dropout:
+            return cells
+        return cells * ((rng.random(cells.shape[-1]) >= self.dropout) / (1 - self.dropout)).astype(np.float32)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, Rows]]:
         """Batches of steps ``start`` to ``stop``, drawn ahead in a thread."""
