@@ -425,6 +425,25 @@ def test_unknown_suite_and_catalogue_are_usage_errors(tmp_path):
         run._scene_items(tmp_path / "missing.jsonl", None, [])
 
 
+def test_without_a_catalogue_a_note_says_why_and_the_photographs_stay(monkeypatch):
+    from sensorium.training.data import catalogue
+
+    def fail(**options):
+        raise run.SensoriumError("Nothing can be fetched.")
+
+    monkeypatch.setattr(catalogue, "registry_catalogue", fail)
+    notes = []
+    assert run._scene_items(None, None, notes) == []
+    assert notes == ["The scenes are left out, and the photographs alone are evaluated: Nothing can be fetched."]
+
+
+def test_no_scenes_asks_for_no_catalogue(monkeypatch):
+    monkeypatch.setattr(run, "_photo_items", lambda *given: [])
+    monkeypatch.setattr(run, "_scene_items", lambda *given: pytest.fail("asked for the catalogue"))
+    with pytest.raises(run.SensoriumError, match="No picture"):
+        run.image_suite(None, with_scenes=False)
+
+
 def test_incomplete_groups_are_left_out():
     item = EvalItem("a", "a", b"", "yesno", "?", "yes", meta={"group": "g", "cell": (0, 0)})
     assert math.isnan(measures.group_right([item], [Outcome(margin=1.0)]).estimate().value)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from sensorium import hub
 from sensorium.errors import SensoriumError
 from sensorium.training.data import catalogue, naming, pictures, vocabulary
 from sensorium.training.data.rcc import read_rcc
@@ -224,6 +225,60 @@ def test_build_splits_by_noun_and_drops_look_alikes(tmp_path: Path) -> None:
     assert [(r["name"], r["split"]) for r in rows] == [(shown, "train"), (hidden, "test"), (shown, "train")]
     assert rows[0]["article"] == "an" and "fruit" in rows[0]["also"] and rows[0]["licence"] == "public domain"
     assert Path(rows[0]["path"]).exists()
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A registry of one package with one picture; lists the packages that are fetched."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    _picture(tree / "apple.png", 1)
+    fetched: list[str] = []
+    part = hub.Part("deb:toy=1", "*.png", "0" * 64, 123_400_000, "public domain")
+    source = Source(
+        "toy", ("deb/toy",), "clipart", "drawing", "public domain",
+        lambda trees: iter([Raw(trees[0] / "apple.png", "apple.png", ("An apple.",))]),
+    )  # fmt: skip
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(catalogue.packages, "packages", lambda: {"deb/toy": (part, ("*.png",))})
+    monkeypatch.setattr(catalogue.packages, "tree", lambda name: fetched.append(name) or tree)
+    monkeypatch.setattr(catalogue, "SOURCES", (source,))
+    return fetched
+
+
+def test_the_catalogue_of_the_registries_is_announced_and_built_once(registry, capsys) -> None:
+    path = catalogue.registry_catalogue(note="Say no with --no.")
+    assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["apple"]
+    said = capsys.readouterr()
+    assert "1 packages: 123 MB to download" in said.err and "Say no with --no." in said.err
+    assert "1 of 1: deb:toy=1 (123.4 MB)" in said.err and said.out == ""
+    assert said.err.index("to download") < said.err.index("toy: 1 pictures")
+    registry.clear()
+    assert catalogue.registry_catalogue() == path
+    assert registry == [] and capsys.readouterr().err == ""
+
+
+def test_changed_tables_make_another_catalogue(registry, monkeypatch) -> None:
+    path = catalogue.registry_catalogue()
+    monkeypatch.setattr(catalogue, "_state", lambda: "f" * 64)
+    assert catalogue.registry_catalogue() != path and path.is_file(), "a run that reads the old one is not disturbed"
+
+
+def test_without_resvg_no_catalogue_is_built_and_the_sentence_says_what_to_install(registry, monkeypatch) -> None:
+    monkeypatch.setattr(catalogue.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SensoriumError, match=r"resvg.*pip install sensorium\[train\]"):
+        catalogue.registry_catalogue()
+    assert registry == [], "before anything is downloaded"
+
+
+def test_near_counts_the_bits_that_differ() -> None:
+    hashes = np.array([0, 2**64 - 1], np.uint64)
+    assert catalogue.near(np.array([0b111111, 0b1111111 << 40, 2**64 - 2], np.uint64), hashes).tolist() == [
+        True,
+        False,
+        True,
+    ]
+    assert not catalogue.near(hashes, np.array([], np.uint64)).any()
 
 
 def test_a_category_is_never_held_out() -> None:

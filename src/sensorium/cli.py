@@ -187,12 +187,16 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="At most N pictures of a kind.")
     ] = None,
+    no_scenes: Annotated[
+        bool, typer.Option("--no-scenes", help="Photographs alone: fetches no training pictures (about 730 MB).")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run the scorecard: every row with chance, blind, shuffled, cascade, n and a 95 % interval."""
     from sensorium.evaluation.run import evaluate as run_suites
 
-    result = run_suites(suites or [], model=model, limit=limit, table=sys.stderr if as_json else sys.stdout)
+    table = sys.stderr if as_json else sys.stdout
+    result = run_suites(suites or [], model=model, limit=limit, with_scenes=not no_scenes, table=table)
     if as_json:
         console.write_json(result)
 

@@ -29,6 +29,7 @@ def evaluate(
     split: Literal["dev", "test"] = "test",
     catalogue: Path | None = None,
     limit: int | None = None,
+    with_scenes: bool = True,
     results: Path | None = Path("results"),
     table: TextIO | None = None,
 ) -> dict[str, Any]:
@@ -39,9 +40,11 @@ def evaluate(
         model: name or directory of the composition.
         projector_only: a composition without LoRA to show beside it.
         split: photographs of the development or of the test half. The test half is for results, not for choices.
-        catalogue: a catalogue of training pictures (JSON lines); scenes are made of its test half. None looks in the
-            cache and leaves the scenes out, with a note, where there is none.
+        catalogue: a catalogue of training pictures (JSON lines); scenes are made of its test half. None takes the one
+            that training uses, and builds it when it is not in the cache (a large download, said beforehand); where
+            that cannot be done, a note says why, and the photographs alone are evaluated.
         limit: at most so many pictures of each kind, for a quick look.
+        with_scenes: False evaluates the photographs alone and fetches nothing for scenes.
         results: directory for `<suite>.json` and `<suite>.md`; None keeps nothing.
         table: where the table is printed; None is standard error.
 
@@ -59,7 +62,7 @@ def evaluate(
     import sensorium
 
     loaded: Model = sensorium.load(model)
-    cards = {"image": image_suite(loaded, projector_only, split, catalogue, limit)}
+    cards = {"image": image_suite(loaded, projector_only, split, catalogue, limit, with_scenes)}
     for card in cards.values():
         _show(card, table or sys.stderr)
         if results is not None:
@@ -73,6 +76,7 @@ def image_suite(
     split: Literal["dev", "test"] = "test",
     catalogue: Path | None = None,
     limit: int | None = None,
+    with_scenes: bool = True,
 ) -> Scorecard:
     """The image suite of one model; see `evaluate`."""
     import sensorium
@@ -80,7 +84,8 @@ def image_suite(
     from sensorium.evaluation.suites import image
 
     notes: list[str] = []
-    items = [*_photo_items(split, limit, notes), *_scene_items(catalogue, limit, notes)]
+    items = _photo_items(split, limit, notes)
+    items += _scene_items(catalogue, limit, notes) if with_scenes else []
     if not items:
         raise SensoriumError("No picture of the image suite can be had here; see the notes above and try again online.")
     plain = ModelSubject(sensorium.load(projector_only)) if projector_only else None
@@ -103,30 +108,26 @@ def _photo_items(split: Literal["dev", "test"], limit: int | None, notes: list[s
 
 
 def _scene_items(catalogue: Path | None, limit: int | None, notes: list[str]) -> list[EvalItem]:
-    """Scenes from the test half of a catalogue; none, with a note, where there is no catalogue."""
+    """Scenes from the test half of a catalogue; none, with a note, where there is none and none can be built."""
     from sensorium.evaluation import scenes
+    from sensorium.training.data.catalogue import registry_catalogue
     from sensorium.training.data.scenes import load_items
     from sensorium.training.data.stream import class_names
 
-    path = catalogue or default_catalogue()
-    if not path.is_file():
-        if catalogue is not None:
-            raise UsageError(f"there is no catalogue {catalogue}; give the catalogue.jsonl that training wrote.")
-        made = "`sensorium features` or `sensorium train` makes it"
-        notes.append(f"The scenes are left out: there is no catalogue of pictures at {path}; {made}.")
-        return []
-    rows = load_items(path)
+    if catalogue is None:
+        try:
+            catalogue = registry_catalogue(note="The scenes of the scorecard need it; --no-scenes leaves them out.")
+        except SensoriumError as error:
+            note = f"The scenes are left out, and the photographs alone are evaluated: {error}"
+            notes.append(note)
+            return []
+    elif not catalogue.is_file():
+        raise UsageError(f"there is no catalogue {catalogue}; give the catalogue.jsonl that training wrote.")
+    rows = load_items(catalogue)
     trained = {word for row in rows if row.split == "train" for word in (row.name, *row.also)}
     trained |= {word for name, also in class_names() for word in (name, *also)}  # synthesised classes name them too
     sizes = scenes.Sizes() if limit is None else scenes.Sizes(*[limit] * 6)
     return scenes.scene_items([row for row in rows if row.split == "test"], trained, sizes)
-
-
-def default_catalogue() -> Path:
-    """Where training keeps its catalogue in the cache."""
-    from sensorium import hub
-
-    return hub.cache_dir("training") / "catalogue.jsonl"
 
 
 def _facts() -> dict[str, Any]:

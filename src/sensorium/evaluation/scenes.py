@@ -211,7 +211,7 @@ class _Maker:
 
         canvas, ground = scenes.background(self.rng, self.pool.backgrounds)
         canvas = canvas.copy()
-        places = scenes._columns(self.rng, len(items))
+        places = scenes.places_for(self.rng, len(items))
         tilt = 5.0 if len(items) > 1 else 12.0
         placed = tuple(
             scenes.paste(canvas, item, x, y, min(max(size, 0.12), 0.9), self.rng, tilt=tilt)

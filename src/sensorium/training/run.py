@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Sequence
@@ -150,25 +149,15 @@ def _fingerprint(weights: Path) -> str:
 
 
 def _catalogue(plan: Recipe) -> Path:
-    """The recipe's own catalogue, or the one of registry pictures: built once for each state of its tables."""
+    """The recipe's own catalogue, or the one of registry pictures."""
     if plan.data.catalogue:
         path = Path(plan.data.catalogue)
         if not path.is_file():
             raise SensoriumError(f"The catalogue {path} does not exist or is no file; correct data.catalogue.")
         return path
-    from sensorium.training.data import catalogue
+    from sensorium.training.data.catalogue import registry_catalogue
 
-    directory = hub.cache_dir("training")
-    built, state = directory / "catalogue.jsonl", directory / "catalogue.state"
-    tables = hashlib.sha256()
-    for path in sorted(Path(catalogue.__file__).parent.iterdir()):
-        if path.is_file():
-            tables.update(path.name.encode() + path.read_bytes())
-    with hub.file_lock(built):
-        if not (built.is_file() and state.is_file() and state.read_text() == tables.hexdigest()):
-            catalogue.build(directory, progress=_say)
-            state.write_text(tables.hexdigest())
-    return built
+    return registry_catalogue()
 
 
 def compute_features(frozen: Frozen) -> Path:

@@ -3,19 +3,26 @@
 ``build`` reads every source, names each picture with words of the lexicon, splits by object word and by style, drops
 test look-alikes from the training side and writes one JSON line per picture (see ``Entry``). A picture whose name does
 not end in a noun that the lexicon knows is dropped: fewer pictures with right names beat many with doubtful ones.
+
+``registry_catalogue`` is the catalogue of the pinned packages (``packages.tsv``), built once and kept in the cache;
+training and the evaluation's scenes both take it from there.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from sensorium import hub
+from sensorium.errors import SensoriumError
 from sensorium.training.data import packages, vocabulary
 from sensorium.training.data.naming import colour_of, correction, name_of
 from sensorium.training.data.pictures import Book
@@ -24,6 +31,10 @@ from sensorium.training.data.words import word_list
 
 HELD_OUT_NOUNS = 0.10  # share of nouns that no training picture shows or names
 HELD_OUT_STYLE = "emoji-3d"
+
+# Modules of this package that draw from a finished catalogue: changing them does not change it.
+_READERS = frozenset({"scenes.py", "questions.py", "stream.py"})
+_UNPACKED_MB = 1100  # what the unpacked and the prepared pictures take beside the archives
 
 
 @dataclass
@@ -122,11 +133,17 @@ def entries(source: Source, trees: tuple[Path, ...], book: Book, unnamed: list[s
             yield replace(entry, kind="background", key=entry.key + "#ground")
 
 
-def _near(one: np.ndarray, many: np.ndarray, bits: int = 6) -> np.ndarray:
-    """[len(one)] bool: within ``bits`` of any of ``many``."""
+ALIKE = 6  # bits of a difference hash by which two pictures of the same thing may differ
+
+
+def near(one: np.ndarray, many: np.ndarray, bits: int = ALIKE) -> np.ndarray:
+    """[len(one)] bool: which of the uint64 difference hashes ``one`` are within ``bits`` of any of ``many``."""
     if not len(many):
         return np.zeros(len(one), dtype=bool)
-    return np.array([np.bitwise_count(many ^ value).min() <= bits for value in one])
+    ones = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)  # np.bitwise_count is NumPy 2 alone
+    split = np.ascontiguousarray(many, np.uint64).view(np.uint16).reshape(-1, 4)
+    values = np.ascontiguousarray(one, np.uint64).view(np.uint16).reshape(-1, 4)
+    return np.array([ones[split ^ value].sum(axis=1, dtype=np.uint16).min() <= bits for value in values], dtype=bool)
 
 
 def drop_leaks(rows: list[Entry]) -> list[Entry]:
@@ -135,29 +152,112 @@ def drop_leaks(rows: list[Entry]) -> list[Entry]:
     train = [r for r in rows if r.split == "train"]
     leak = np.zeros(len(train), dtype=bool)
     for side in (0, 1):
-        leak |= _near(np.array([r.hashes[side] for r in train], dtype=np.uint64), test)
+        leak |= near(np.array([r.hashes[side] for r in train], dtype=np.uint64), test)
     gone = {id(r) for r, bad in zip(train, leak, strict=True) if bad}
     return [r for r in rows if id(r) not in gone]
+
+
+def registry_catalogue(*, note: str = "") -> Path:
+    """The catalogue of the registry pictures in the cache; fetched and built when the tables changed or it is missing.
+
+    What is about to be downloaded is said on standard error beforehand, with its size, then shown as it goes.
+
+    Args:
+        note: a sentence that is added to that announcement.
+
+    Raises:
+        SensoriumError: a package cannot be fetched, or what draws SVG pictures is not installed.
+    """
+    directory = hub.cache_dir("training")
+    built = directory / f"catalogue-{_state()[:16]}.jsonl"
+    if built.is_file():
+        return built
+    with hub.file_lock(directory / "catalogue"):
+        if built.is_file():
+            return built
+        if importlib.util.find_spec("resvg_py") is None:
+            raise SensoriumError(
+                "The catalogue of pictures needs resvg to draw SVG files, and it is not installed; run "
+                "`pip install sensorium[train]`, or `pip install resvg-py` for the catalogue alone."
+            )
+        _fetch(note)
+        _build_with_a_bar(directory, built)
+    return built
+
+
+def _state() -> str:
+    """Digest of every table and module that the catalogue comes from."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.iterdir()):
+        if path.is_file() and path.name not in _READERS:
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _fetch(note: str) -> None:
+    """Fetch the packages that are not in the cache, each with its own progress; say first how much that is."""
+    kept = hub.cache_dir("trees")
+    missing = [
+        (tree, part) for tree, (part, _) in packages.packages().items() if not (kept / part.sha256[:32]).is_dir()
+    ]
+    if not missing:
+        return
+    size = sum(part.size or 0 for _, part in missing) / 1e6
+    _say(
+        f"The catalogue of pictures is made once, of {len(missing)} packages: {size:.0f} MB to download, about "
+        f"{size + _UNPACKED_MB:.0f} MB on the disk, and a few minutes to prepare. {note}".rstrip()
+    )
+    for number, (tree, part) in enumerate(missing, 1):
+        _say(f"{number} of {len(missing)}: {part.source} ({(part.size or 0) / 1e6:.1f} MB)")
+        packages.tree(tree)
+
+
+def _build_with_a_bar(directory: Path, target: Path) -> None:
+    """``build`` into ``target``, with a bar on a terminal and a line per source elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("Preparing pictures", total=len(SOURCES))
+
+        def tick(source: Source, pictures: int) -> None:
+            bar.update(task, completed=SOURCES.index(source), description=f"Preparing {source.name}: {pictures}")
+
+        build(directory, None if console.is_terminal else _say, target=target, tick=tick)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def build(
     out_dir: Path,
     progress: Callable[[str], None] | None = None,
     trees: Path | None = None,
-    sources: Iterable[Source] = SOURCES,
+    sources: Iterable[Source] | None = None,
+    target: Path | None = None,
+    tick: Callable[[Source, int], None] | None = None,
 ) -> Path:
-    """Write ``out_dir/catalogue.jsonl`` and return its path.
+    """Write the catalogue, ``out_dir/catalogue.jsonl`` or ``target``, and return its path.
 
-    ``trees`` is a folder of unpacked packages ("deb/NAME", "npm/NAME"); without it the hub fetches them.
+    ``trees`` is a folder of unpacked packages ("deb/NAME", "npm/NAME"); without it the hub fetches them. ``progress``
+    is told a line after each source, ``tick`` how many pictures of a source are done.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     say = progress or (lambda _: None)
     book = Book(out_dir)
     rows: list[Entry] = []
     unnamed: list[str] = []
-    for source in sources:
+    for source in SOURCES if sources is None else sources:
         roots = tuple(trees / name if trees else packages.tree(name) for name in source.trees)
-        found = list(entries(source, roots, book, unnamed))
+        found: list[Entry] = []
+        for entry in entries(source, roots, book, unnamed):
+            found.append(entry)
+            if tick:
+                tick(source, len(found))
         for row in found:
             if row.style == HELD_OUT_STYLE:
                 row.split = "test"
@@ -166,7 +266,7 @@ def build(
         book.save()
     kept = drop_leaks(rows)
     say(f"{len(rows) - len(kept)} training pictures left out: too like a test picture")
-    target = out_dir / "catalogue.jsonl"
+    target = target or out_dir / "catalogue.jsonl"
     partial = target.with_suffix(".part")
     with partial.open("w", encoding="utf-8") as file:
         for row in kept:

@@ -255,7 +255,7 @@ def degrade(image: Image.Image, rng: Rng) -> Image.Image:
     return image
 
 
-def _columns(rng: Rng, n: int) -> list[tuple[float, float, float]]:
+def places_for(rng: Rng, n: int) -> list[tuple[float, float, float]]:
     """Places for ``n`` objects that overlap little: (x, y, largest size), in random order."""
     if n == 1:
         size = float(rng.uniform(0.4, 1.15))
@@ -364,11 +364,11 @@ def compose(pool: Pool, seed: int, mix: dict[str, float] | None = None) -> Scene
         canvas, ground = background(rng, pool.backgrounds)
         canvas = canvas.copy()
         if kind == "single":
-            placed.append(paste(canvas, pool.item(rng), *_columns(rng, 1)[0], rng))
+            placed.append(paste(canvas, pool.item(rng), *places_for(rng, 1)[0], rng))
         elif kind == "several":
             n = int(rng.choice([2, 3, 4], p=[0.6, 0.28, 0.12]))
             names: list[str] = []
-            for x, y, size in _columns(rng, n):
+            for x, y, size in places_for(rng, n):
                 item = pool.item(rng)
                 for _ in range(5):
                     if item.name not in names:
@@ -380,7 +380,7 @@ def compose(pool: Pool, seed: int, mix: dict[str, float] | None = None) -> Scene
             item = pool.item(rng)
             same = pool.by_name[item.name]
             n = int(rng.integers(1, 6))
-            for x, y, size in _columns(rng, n):
+            for x, y, size in places_for(rng, n):
                 pick = item if rng.random() < 0.7 else same[int(rng.integers(len(same)))]
                 placed.append(paste(canvas, pick, x, y, min(size, 0.6), rng, tilt=5))
             if rng.random() < 0.3 and n <= 3:  # one stranger, so that counting needs the noun
@@ -388,7 +388,7 @@ def compose(pool: Pool, seed: int, mix: dict[str, float] | None = None) -> Scene
         elif kind == "box":
             box, (left, top, right, bottom) = _draw_box(canvas, rng)
             n = int(rng.integers(1, 4))
-            for x, y, size in _columns(rng, n):
+            for x, y, size in places_for(rng, n):
                 at_x = left + (right - left) * min(max(x, 0.2), 0.8)
                 at_y = top + (bottom - top) * min(max(y, 0.2), 0.8)
                 put = paste(canvas, pool.item(rng), at_x, at_y, min(size, 0.8) * min(right - left, bottom - top), rng)
