@@ -25,6 +25,9 @@ def projectors():
         "mlp": MLPProjector(DIM, OUT, GRID, pool=2, hidden=50),
         "mlp unpooled": MLPProjector(DIM, OUT, GRID),
         "concept": ConceptProjector(DIM, OUT, GRID, pool=2, hidden=20, directions=directions, words=words),
+        "concept with learnt words": ConceptProjector(
+            DIM, OUT, GRID, pool=2, hidden=20, directions=directions, words=words, learnt=9
+        ),
         "concept random": ConceptProjector(DIM, OUT, GRID, pool=4, hidden=20, concepts=30),
     }
 

@@ -12,12 +12,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 import tiny_training
 from sensorium.errors import SensoriumError
 from sensorium.training.data import vocabulary
 from sensorium.training.data.questions import NUMBERS, SCENERY, Asker, Vocabulary
-from sensorium.training.data.scenes import CANVAS, Placed, Pool, Scene, compose, load_items
+from sensorium.training.data.scenes import CANVAS, Placed, Pool, Scene, compose, load_items, relief
 
 SCENES = 160
 
@@ -68,6 +69,17 @@ def named(phrase, names):
 
 
 # Scenes ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_relief_keeps_the_outline_and_lights_one_side():
+    disc = Image.new("RGBA", (200, 160), (0, 0, 0, 0))
+    ImageDraw.Draw(disc).ellipse((20, 20, 180, 140), fill=(120, 60, 60, 255))
+    lit = [relief(disc, np.random.default_rng(seed)) for seed in range(8)]
+    for picture in lit:
+        assert picture.mode == "RGBA" and picture.getchannel("A").tobytes() == disc.getchannel("A").tobytes()
+    light = np.stack([np.asarray(p.convert("L"), np.float32) for p in lit])
+    assert light[:, 30:60, 100].mean() > light[:, 110:135, 100].mean() + 10  # lit from above
+    assert np.ptp(np.asarray(disc.convert("L"))[30:135, 100]) == 0  # and was flat before
 
 
 def test_labels_say_what_was_placed(pool):
