@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import itertools
 import json
 import math
 import re
@@ -66,6 +68,18 @@ class Planted:
 
     def item(self, picture, question, task):
         return self.truth.get((picture, question, task))
+
+    def examine(self, questions):
+        return [self.outcome(question) for question in questions]
+
+    def outcome(self, asked):
+        if asked.task == "choice":
+            return Outcome(scores=tuple(self.score(asked.image, asked.text, asked.choices)))
+        if asked.task == "caption":
+            return Outcome(self.caption(asked.image))
+        text = self.answer(asked.image, asked.text) if asked.generate else ""
+        margin = self.yes_no_margin(asked.image, asked.text) if asked.task == "yesno" else 0.0
+        return Outcome(text, margin)
 
 
 class Oracle(Planted):
@@ -211,12 +225,14 @@ def test_no_answer_reaches_the_model(items):
     handed = []
 
     class Spy(Oracle):
-        def yes_no_margin(self, *given):
-            handed.append(given)
-            return super().yes_no_margin(*given)
+        def examine(self, questions):
+            handed.extend(questions)
+            return super().examine(questions)
 
     image.collect(Spy(items), items[:40])
-    assert all(len(given) == 2 and (given[0] is None or isinstance(given[0], bytes)) for given in handed)
+    known = {(item.task, item.question, item.choices, item.generate) for item in items[:40]}
+    assert handed and all((q.task, q.text, q.choices, q.generate) in known for q in handed)
+    assert {f.name for f in dataclasses.fields(handed[0])} == {"task", "image", "text", "choices", "generate"}
 
 
 def test_shuffle_gives_another_picture_of_the_same_kind(items):
@@ -230,17 +246,25 @@ def test_shuffle_gives_another_picture_of_the_same_kind(items):
         assert per_picture.setdefault((item.meta["kind"], item.picture), other) == other
 
 
-def test_collect_asks_each_blind_question_once(items):
-    asked = Counter()
+def test_collect_asks_everything_once_and_picture_by_picture(items):
+    asked = []
 
     class Counting(Cheater):
-        def yes_no_margin(self, picture, question):
-            asked[picture is None] += 1
-            return super().yes_no_margin(picture, question)
+        def examine(self, questions):
+            asked.extend(questions)
+            return super().examine(questions)
 
-    image.collect(Counting(items), items)
-    yes_no = [item for item in items if item.task == "yesno"]
-    assert asked[True] == len({(item.question, item.generate) for item in yes_no}) < len(yes_no)
+    told = []
+    image.collect(Counting(items), items, progress=lambda done, total: told.append((done, total)))
+    different = Counter((q.task, q.image, q.text, q.choices, q.generate) for q in asked)
+    assert set(different.values()) == {1}
+    blind = {(item.task, item.question, item.choices, item.generate) for item in items}
+    assert sum(q.image is None for q in asked) == len(blind) < len(items)
+    captions = [q for q in asked if q.task == "caption" and q.image is not None]
+    assert len(captions) == sum(item.task == "caption" for item in items), "shuffled captions are other pictures' own"
+    changes = sum(one.image != other.image for one, other in itertools.pairwise(asked))
+    assert changes == len({q.image for q in asked}) - 1
+    assert told[-1] == (len(asked), len(asked)) and [done for done, _ in told] == sorted(done for done, _ in told)
 
 
 # Scenes ---------------------------------------------------------------------------------------------------------------

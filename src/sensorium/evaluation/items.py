@@ -1,7 +1,7 @@
 """What a suite asks and what it gets back, free of any one model.
 
-A `Subject` is whatever is examined: the composed model, a baseline, a fake in a test. It is handed a picture and a
-question and nothing else, so no answer can leak into it.
+A `Subject` is whatever is examined: the composed model, a baseline, a fake in a test. It is handed `Question`s, which
+hold a picture and words and nothing else, so no answer can leak into it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
-
-import numpy as np
 
 Task = Literal["yesno", "caption", "count", "choice"]
 
@@ -67,29 +65,24 @@ class Outcome:
     scores: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What a subject is told of an item; attributes as there. `image=None` asks without a picture (blind)."""
+
+    task: Task
+    image: Any
+    text: str
+    choices: tuple[str, ...] = ()
+    generate: bool = True
+
+
 class Subject(Protocol):
-    """Whatever is examined. `image=None` asks without a picture (blind)."""
+    """Whatever is examined."""
 
-    def yes_no_margin(self, image: Any, question: str) -> float:
-        """log P(yes) - log P(no) as the next thing said, over their spellings."""
+    def examine(self, questions: Sequence[Question]) -> list[Outcome]:
+        """One outcome per question, each as if it were asked alone; questions about one picture stand together.
 
-    def answer(self, image: Any, question: str) -> str:
-        """A short generated answer, greedy."""
-
-    def caption(self, image: Any) -> str:
-        """A generated caption, greedy."""
-
-    def score(self, image: Any, prompt: str, choices: Sequence[str]) -> np.ndarray:
-        """Log-probability of each choice as the answer [K], higher is better."""
-
-
-def examine(subject: Subject, item: EvalItem, image: Any) -> Outcome:
-    """Ask one item, about `image` (its own picture, another one, or None)."""
-    if item.task == "yesno":
-        text = subject.answer(image, item.question) if item.generate else ""
-        return Outcome(text, float(subject.yes_no_margin(image, item.question)))
-    if item.task == "count":
-        return Outcome(subject.answer(image, item.question))
-    if item.task == "caption":
-        return Outcome(subject.caption(image))
-    return Outcome(scores=tuple(float(s) for s in subject.score(image, item.question, item.choices)))
+        yesno: `margin`, log P(yes) - log P(no) as the next thing said, over their spellings; with `generate` also the
+        greedy answer in `text`, at least up to its first yes or no. count: a short greedy answer. caption: a greedy
+        caption. choice: `scores`, the log-probability of each choice as the answer.
+        """

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from sensorium.evaluation import intervals, measures
-from sensorium.evaluation.items import EvalItem, Outcome, Subject, examine
+from sensorium.evaluation.asking import Asked, ask
+from sensorium.evaluation.items import EvalItem, Outcome, Subject
 from sensorium.evaluation.scorecard import Row
 
 Pick = Callable[[EvalItem], bool]
@@ -53,42 +54,41 @@ def collect(
     Returns:
         Column -> outcomes, aligned with `items`.
     """
-    others = shuffled(items, seed)
-    columns: dict[str, tuple[Subject, Callable[[int], Any]]] = {
-        "model": (model, lambda at: items[at].image),
-        "blind": (model, lambda at: None),
-        "shuffled": (model, lambda at: others[at]),
+    others = _swapped(items, seed)
+    own = list(range(len(items)))
+    columns: dict[str, tuple[Subject, Sequence[int | None]]] = {
+        "model": (model, own),
+        "blind": (model, [None] * len(items)),
+        "shuffled": (model, others),
     }
     if cascade is not None:
-        columns["cascade"] = (cascade, lambda at: items[at].image)
+        columns["cascade"] = (cascade, own)
     if projector_only is not None:
-        columns["projector only"] = (projector_only, lambda at: items[at].image)
-    outcomes: dict[str, list[Outcome]] = {}
-    for number, (name, (subject, image)) in enumerate(columns.items()):
-        rows, known = [], {}
-        for at, item in enumerate(items):
-            # without a picture only the question decides, so each question is asked once
-            key = (item.task, item.question, item.choices, item.generate) if name == "blind" else at
-            if key not in known:
-                known[key] = examine(subject, item, image(at))
-            rows.append(known[key])
-            if progress:
-                progress(number * len(items) + at + 1, len(columns) * len(items))
-        outcomes[name] = rows
-    return outcomes
+        columns["projector only"] = (projector_only, own)
+    asked = {
+        name: [Asked.of(subject, item, None if at is None else items[at]) for item, at in zip(items, shown)]
+        for name, (subject, shown) in columns.items()
+    }
+    answered = ask([each for column in asked.values() for each in column], progress)
+    return {name: [answered[each] for each in column] for name, column in asked.items()}
 
 
 def shuffled(items: Sequence[EvalItem], seed: int = 0) -> list[Any]:
     """For each item the image of another picture of its kind; items of one picture get the same other one."""
-    pictures: dict[str, dict[str, Any]] = defaultdict(dict)
-    for item in items:
-        pictures[str(item.meta.get("kind", ""))].setdefault(item.picture, item.image)
-    swap: dict[tuple[str, str], Any] = {}
-    for kind, images in pictures.items():
-        names = sorted(images)
+    return [items[at].image for at in _swapped(items, seed)]
+
+
+def _swapped(items: Sequence[EvalItem], seed: int) -> list[int]:
+    """For each item the place of one with another picture of its kind."""
+    pictures: dict[str, dict[str, int]] = defaultdict(dict)
+    for at, item in enumerate(items):
+        pictures[str(item.meta.get("kind", ""))].setdefault(item.picture, at)
+    swap: dict[tuple[str, str], int] = {}
+    for kind, places in pictures.items():
+        names = sorted(places)
         order = np.random.default_rng([seed, len(names)]).permutation(len(names))
         for at, place in enumerate(order):
-            swap[kind, names[place]] = images[names[order[(at + 1) % len(order)]]]
+            swap[kind, names[place]] = places[names[order[(at + 1) % len(order)]]]
     return [swap[str(item.meta.get("kind", "")), item.picture] for item in items]
 
 
