@@ -19,6 +19,7 @@ from sensorium.errors import SensoriumError  # noqa: E402
 from sensorium.projectors.mlp import MLPProjector  # noqa: E402
 from sensorium.training import checkpoint, loop  # noqa: E402
 from sensorium.training.backbone import digest_frozen, load_llama  # noqa: E402
+from sensorium.training.compose_task import ComposeTask  # noqa: E402
 from sensorium.training.processes import StopRequest, run_ranks  # noqa: E402
 from sensorium.training.recipe import LoraRecipe, TrainRecipe  # noqa: E402
 from sensorium.training.rows import pack, question_branch  # noqa: E402
@@ -76,10 +77,15 @@ def build(file, rank=2):
     return MLPProjector(DIM, tiny.DIM, (2, 2), hidden=16), llm, tokenizer
 
 
+def task(projector, llm, stream=None, plan=None):
+    return ComposeTask(projector, llm, stream, (plan or recipe()).learning_rate)
+
+
 def run(file, output, plan=None, spoiled=(), **options):
     projector, llm, tokenizer = build(file)
     output.mkdir(exist_ok=True)
-    steps = loop.train_loop(projector, llm, Stream(tokenizer, spoiled=spoiled), plan or recipe(), output, **options)
+    plan = plan or recipe()
+    steps = loop.train_loop(task(projector, llm, Stream(tokenizer, spoiled=spoiled), plan), plan, output, **options)
     return steps, projector, llm
 
 
@@ -148,8 +154,9 @@ def test_other_learning_rates_keep_each_tensors_own_optimizer_state(file, tmp_pa
     """With equal rates the optimizer has one group, with others more: no state may be swapped between tensors."""
     run(file, tmp_path / "a", recipe(learning_rate={"projector": 0.01, "concepts": 0.01, "lora": 0.01}))
     projector, llm, _ = build(file)
-    tensors = loop.trained_tensors(projector, llm)
-    optimizer = loop.make_optimizer(tensors, recipe(steps=9, learning_rate={"projector": 0.001, "lora": 0.02}))
+    tensors = task(projector, llm).tensors()
+    plan = recipe(steps=9, learning_rate={"projector": 0.001, "lora": 0.02})
+    optimizer = loop.make_optimizer(task(projector, llm, plan=plan), plan)
     checkpoint.load(tmp_path / "a", tensors, optimizer, {})
     saved = weights(tmp_path / "a")
     for name, tensor in tensors.items():
@@ -164,7 +171,7 @@ def _rank(rank, address, file, output):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     projector, llm, tokenizer = build(file)
-    loop.train_loop(projector, llm, Stream(tokenizer, rank, 2), recipe(), output, rank=rank, world=2)
+    loop.train_loop(task(projector, llm, Stream(tokenizer, rank, 2)), recipe(), output, rank=rank, world=2)
     dist.destroy_process_group()
 
 
@@ -252,7 +259,7 @@ def test_a_stage_in_which_nothing_learns_is_refused(file, tmp_path):
     for parameter in projector.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(SensoriumError, match="trains nothing"):
-        loop.train_loop(projector, llm, Stream(tokenizer), recipe(), tmp_path)
+        loop.train_loop(task(projector, llm, Stream(tokenizer)), recipe(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -296,10 +303,13 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(trained, facts, reason):
 def test_a_checkpoint_with_other_tensors_is_refused(file, trained):
     for rank in (4, 0):
         projector, llm, _ = build(file, rank=rank)
-        tensors = loop.trained_tensors(projector, llm)
+        tensors = task(projector, llm).tensors()
         with pytest.raises(SensoriumError, match="other trained parts"):
             checkpoint.load(
-                trained, tensors, loop.make_optimizer(tensors, recipe()), {"lora.rank": 2, "backbone": "a" * 64}
+                trained,
+                tensors,
+                loop.make_optimizer(task(projector, llm), recipe()),
+                {"lora.rank": 2, "backbone": "a" * 64},
             )
 
 
@@ -343,10 +353,10 @@ def damage(data: bytes, how: str) -> bytes:
 def test_damaged_checkpoints_are_one_sentence(file, trained, tmp_path, how):
     (tmp_path / checkpoint.FILE).write_bytes(damage((trained / checkpoint.FILE).read_bytes(), how))
     projector, llm, _ = build(file)
-    tensors = loop.trained_tensors(projector, llm)
+    tensors = task(projector, llm).tensors()
     facts = {"lora.rank": 2, "backbone": "a" * 64}
     with pytest.raises(SensoriumError, match=r"is damaged \(.*\); delete it and train again\.$") as caught:
-        checkpoint.load(tmp_path, tensors, loop.make_optimizer(tensors, recipe()), facts)
+        checkpoint.load(tmp_path, tensors, loop.make_optimizer(task(projector, llm), recipe()), facts)
     assert "\n" not in str(caught.value)
 
 
@@ -376,7 +386,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(file, trained, tmp_path, monk
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     projector, llm, _ = build(file)
-    tensors = loop.trained_tensors(projector, llm)
+    tensors = task(projector, llm).tensors()
     with pytest.raises(SensoriumError, match=r"No space left on device.*make room and resume"):
-        checkpoint.save(tmp_path, 9, tensors, loop.make_optimizer(tensors, recipe()), {})
+        checkpoint.save(tmp_path, 9, tensors, loop.make_optimizer(task(projector, llm), recipe()), {})
     assert (tmp_path / checkpoint.FILE).read_bytes() == before and len(list(tmp_path.iterdir())) == 1

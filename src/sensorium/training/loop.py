@@ -1,7 +1,8 @@
 """The training loop: batches in, gradients shared between processes, schedule, checkpoints, a line of log at times.
 
 Any number of processes takes the very steps that one would: rows are divided among them, and what they share is the sum
-over all targets, not the mean of their means.
+over all targets, not the mean of their means. What is trained, on what and towards what is a `Task`; the loop knows no
+more of it.
 """
 
 from __future__ import annotations
@@ -10,25 +11,56 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from sensorium.errors import SensoriumError
 from sensorium.training import checkpoint
-from sensorium.training.llama import Llama
-from sensorium.training.objectives import next_token
 from sensorium.training.recipe import TrainRecipe
-from sensorium.training.rows import Rows
 
 LOG = "log.jsonl"
 BROKEN_STEPS = 3  # in a row without a finite gradient: then the run has diverged
-CONCEPTS = ("keys.", "values")  # what starts from the frozen parts learns slower
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a task makes of a batch.
+
+    Attributes:
+        mean: the loss, averaged over this process's targets.
+        weight: the sum of the weights that it averages over.
+        tokens: positions that were computed, for the log.
+        parts: further numbers for the log, by name.
+    """
+
+    mean: Tensor
+    weight: float
+    tokens: int
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """What the loop trains: tensors, their rates, batches and a loss (open_clip's TrainingTask in spirit)."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that learns, by name; what a checkpoint holds."""
+
+    def rate(self, name: str) -> float:
+        """The peak learning rate of a tensor."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        """This process's share of steps ``start`` to ``stop``: a function of the step alone."""
+
+    def loss(self, batch: Any) -> Loss:
+        """Forward, no backward."""
+
+    def stepped(self) -> None:
+        """Called after each step of the optimizer, to clamp what must stay in a range."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +73,15 @@ class Progress:
     gradient_norm: float
     tokens_per_s: float
     minutes: float
+    rate: float = 0.0  # of the schedule, 0 to 1
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
-def trained_tensors(projector: nn.Module, llm: Llama) -> dict[str, Tensor]:
-    """Everything that learns, by name."""
-    tensors: dict[str, Tensor] = {f"projector.{n}": p for n, p in projector.named_parameters() if p.requires_grad}
-    tensors |= {f"lora.{n}": p for n, p in llm.named_parameters() if p.requires_grad}
-    return tensors
-
-
-def make_optimizer(tensors: dict[str, Tensor], recipe: TrainRecipe) -> torch.optim.AdamW:
+def make_optimizer(task: Task, recipe: TrainRecipe) -> torch.optim.AdamW:
     """AdamW with one group per learning rate."""
-    rates = recipe.learning_rate
     groups: dict[float, list[Tensor]] = {}
-    for name, tensor in tensors.items():
-        concept = name.startswith("projector.") and name.removeprefix("projector.").startswith(CONCEPTS)
-        rate = rates.lora if name.startswith("lora.") else rates.concepts if concept else rates.projector
-        groups.setdefault(rate, []).append(tensor)
+    for name, tensor in task.tensors().items():
+        groups.setdefault(task.rate(name), []).append(tensor)
     return torch.optim.AdamW(
         [{"params": params, "lr": rate, "peak": rate} for rate, params in groups.items()],
         betas=(0.9, 0.98),
@@ -68,13 +92,6 @@ def make_optimizer(tensors: dict[str, Tensor], recipe: TrainRecipe) -> torch.opt
 def schedule(step: int, done: float, warmup: int) -> float:
     """Linear warm-up, then a cosine from 1 to 0.03 over the share ``done`` of the run."""
     return min(1.0, (step + 1) / (warmup + 1)) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
-
-
-class Batches(Protocol):
-    """Where batches come from (``data.stream.SampleStream``)."""
-
-    def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, Rows]]:
-        """Features float32 [rows, cells, dim] and their rows, of steps ``start`` to ``stop``."""
 
 
 def share(tensors: Mapping[str, Tensor], loss: float, weight: float, stop: bool) -> tuple[float, bool]:
@@ -100,9 +117,7 @@ def share(tensors: Mapping[str, Tensor], loss: float, weight: float, stop: bool)
 
 
 def train_loop(
-    projector: nn.Module,
-    llm: Llama,
-    stream: Batches,
+    task: Task,
     recipe: TrainRecipe,
     output: Path,
     *,
@@ -117,8 +132,8 @@ def train_loop(
     """Train until the recipe's steps or minutes are used up.
 
     Args:
-        projector, llm: the modules; only what requires gradients changes.
-        stream: this rank's batches.
+        task: what is trained, on what and towards what.
+        recipe: how long and how fast.
         output: where checkpoints and ``log.jsonl`` go.
         resume: go on from the checkpoint in ``output``.
         facts: what a checkpoint must have in common with the run that resumes it.
@@ -134,10 +149,10 @@ def train_loop(
             in a row; then the last checkpoint holds finite weights.
         KeyboardInterrupt: ``stopping`` became true; a checkpoint was written.
     """
-    tensors = trained_tensors(projector, llm)
+    tensors = task.tensors()
     if not tensors:
         raise SensoriumError("This stage trains nothing: every part is frozen; let the projector or a LoRA learn.")
-    optimizer = make_optimizer(tensors, recipe)
+    optimizer = make_optimizer(task, recipe)
     taken, before = 0, 0.0
     if resume:
         taken, extra = checkpoint.load(output, tensors, optimizer, facts)
@@ -153,33 +168,37 @@ def train_loop(
             saved = taken
 
     try:
-        for step, (features, rows) in enumerate(stream.batches(taken, recipe.steps), start=taken):
+        for step, batch in enumerate(task.batches(taken, recipe.steps), start=taken):
             if step % 10 == 0:
                 minutes = _agreed(before + (time.monotonic() - began) / 60, world)
             done = max(step / recipe.steps, minutes / recipe.minutes if recipe.minutes else 0.0)
             if done >= 1.0:
                 break
+            rate = schedule(step, done, recipe.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * schedule(step, done, recipe.warmup)
-            loss, weight = next_token(llm, projector(torch.from_numpy(features)), rows)
+                group["lr"] = group["peak"] * rate
+            loss = task.loss(batch)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            mean, stop = float(loss.detach()), stopping()
+            loss.mean.backward()
+            mean, stop = float(loss.mean.detach()), stopping()
             if world > 1:
-                mean, stop = share(tensors, mean, weight, stop)
+                mean, stop = share(tensors, mean, loss.weight, stop)
             norm = torch.nn.utils.clip_grad_norm_(list(tensors.values()), recipe.clip)
             if torch.isfinite(norm):
                 optimizer.step()
+                task.stepped()
                 broken = 0
             else:
                 broken += 1
             taken = step + 1
             losses.append(mean)
-            tokens += int((rows.branch >= 0).sum()) * world
+            tokens += loss.tokens * world
             if log and (step % recipe.log_every == 0 or taken == recipe.steps):
                 elapsed, recent = time.monotonic() - began, losses[-recipe.log_every :]
                 loss_now = sum(recent) / len(recent)
-                line = Progress(step, recipe.steps, loss_now, float(norm), tokens / elapsed, before + elapsed / 60)
+                line = Progress(
+                    step, recipe.steps, loss_now, float(norm), tokens / elapsed, before + elapsed / 60, rate, loss.parts
+                )
                 _write(log, line, report)
             if broken == BROKEN_STEPS:
                 if saved < 0:
@@ -226,7 +245,8 @@ def _open_log(path: Path, first: int) -> IO[str]:
 
 
 def _write(log: IO[str], line: Progress, report: Callable[[Progress], None] | None) -> None:
-    values = {k: v if math.isfinite(v) else None for k, v in line.__dict__.items()}
+    numbers = {**{k: v for k, v in line.__dict__.items() if k != "parts"}, **line.parts}
+    values = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
     log.write(json.dumps(values) + "\n")
     log.flush()
     if report:

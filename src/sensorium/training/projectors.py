@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sensorium.projectors.spec import torch_class
 from sensorium.prompt import Tokens
 from sensorium.training.llama import Llama
 from sensorium.training.recipe import ProjectorRecipe
@@ -26,33 +27,35 @@ def create_projector(
         llm, tokenizer: the backbone.
         store: scenes to learn directions of words from, where the recipe asks for them.
     """
-    spec, dim = frozen.features, llm.shape.dim
+    spec = frozen.features
     grid = (spec.layout.h, spec.layout.w)
-    if recipe.kind == "mlp":
-        from sensorium.projectors.mlp import MLPProjector
+    start = _concepts(recipe, frozen, llm, tokenizer, store) if recipe.start == "concepts" else {}
+    return torch_class(recipe.kind)(spec.dim, llm.shape.dim, grid, **recipe.options, **start)
 
-        return MLPProjector(spec.dim, dim, grid, **recipe.options)
-    from sensorium.projectors.concept import ConceptProjector
+
+def _concepts(
+    recipe: ProjectorRecipe, frozen: Any, llm: Llama, tokenizer: Tokens, store: SceneStore | None
+) -> dict[str, Any]:
+    """What a concept projector starts from, as arguments of it."""
+    from sensorium.training.data.stream import class_names
+    from sensorium.training.run import class_directions
+    from sensorium.training.word_directions import word_directions
 
     start: dict[str, Any] = {}
-    if recipe.start == "concepts":
-        from sensorium.training.data.stream import class_names
-        from sensorium.training.run import class_directions
-        from sensorium.training.word_directions import word_directions
-
-        names = class_names()
-        start["directions"] = class_directions(frozen)
-        learnt = word_directions(store, grid) if recipe.words and store else None
-        if learnt:
-            names = [*names, *learnt.words]
-            start["learnt"] = len(learnt.weight)
-            start["directions"] = tuple(
-                np.concatenate(pair) for pair in zip(start["directions"], (learnt.weight, learnt.bias))
-            )
-        values, start["common"] = concept_words(llm.embedding.detach().float().numpy(), tokenizer, names)
-        # "nothing in particular" says nothing
-        start["words"] = np.concatenate((values, np.zeros_like(values[:1]))) if learnt else values
-    return ConceptProjector(spec.dim, dim, grid, **recipe.options, **start)
+    names = class_names()
+    start["directions"] = class_directions(frozen)
+    layout = frozen.features.layout
+    learnt = word_directions(store, (layout.h, layout.w)) if recipe.words and store else None
+    if learnt:
+        names = [*names, *learnt.words]
+        start["learnt"] = len(learnt.weight)
+        start["directions"] = tuple(
+            np.concatenate(pair) for pair in zip(start["directions"], (learnt.weight, learnt.bias))
+        )
+    values, start["common"] = concept_words(llm.embedding.detach().float().numpy(), tokenizer, names)
+    # "nothing in particular" says nothing
+    start["words"] = np.concatenate((values, np.zeros_like(values[:1]))) if learnt else values
+    return start
 
 
 # Said of nearly every animal: would drown the rest.

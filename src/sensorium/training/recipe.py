@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sensorium import config
 from sensorium.errors import UsageError
+from sensorium.projectors.spec import KINDS, LARGEST
 
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -28,37 +29,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class MLPOptions(_Strict):
-    """Options of `projectors.mlp`."""
-
-    pool: Width = 1
-    hidden: Width | None = None
-
-
-class ConceptOptions(_Strict):
-    """Options of `projectors.concept`."""
-
-    pool: Width = 2
-    concepts: Width = 1000
-    hidden: Width = 768
-    learnt: Annotated[int, Field(ge=0, le=65536)] = 0
-
-
-OPTIONS: dict[str, type[_Strict]] = {"mlp": MLPOptions, "concept": ConceptOptions}
-
-
 class ProjectorRecipe(_Strict):
     """Which projector is trained and where it starts from."""
 
-    kind: Literal["concept", "mlp"]
+    kind: str
     options: dict[str, Any] = {}
     start: Literal["concepts", "random"] = "random"
     words: bool = False  # also directions of the words that scenes show (`training.word_directions`)
 
     @model_validator(mode="after")
     def _fits(self) -> ProjectorRecipe:
-        if self.start == "concepts" and self.kind != "concept":
-            raise ValueError("only a projector of kind concept can start from concepts; use start: random")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind[:40]!r} is unknown; known kinds: {', '.join(sorted(KINDS))}")
+        if self.start != "random" and self.start not in KINDS[self.kind].starts:
+            able = " or ".join(name for name, kind in KINDS.items() if self.start in kind.starts)
+            raise ValueError(f"only a projector of kind {able} can start from {self.start}; use start: random")
         if self.words and self.start != "concepts":
             raise ValueError("words are added to the encoder's concepts; use start: concepts with words: true")
         _check_options(self.kind, self.options)
@@ -66,16 +51,14 @@ class ProjectorRecipe(_Strict):
 
 
 def _check_options(kind: str, options: Mapping[str, Any]) -> None:
-    known = OPTIONS[kind].model_fields
-    for name in options:
+    known = KINDS[kind].options
+    for name, value in options.items():
         if name not in known:
             raise ValueError(f"a projector of kind {kind} has no option {name!r}; its options are {', '.join(known)}")
-    try:
-        OPTIONS[kind].model_validate(options, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        raise ValueError(f"its option {first['loc'][0]} is {first['input']!r}: {message}") from None
+        least = 0 if known[name] == 0 else 1
+        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+        if not fits and not (value is None and known[name] is None):
+            raise ValueError(f"its option {name} is {value!r}; give a whole number from {least} to {LARGEST}")
 
 
 def _check_weights(weights: Mapping[Any, float]) -> Mapping[Any, float]:

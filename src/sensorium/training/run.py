@@ -184,6 +184,7 @@ def worker(
     from sensorium.backbones.threads import physical_cores
     from sensorium.backbones.tokenizer import Tokenizer
     from sensorium.training.backbone import digest_frozen, load_llama
+    from sensorium.training.compose_task import ComposeTask
     from sensorium.training.loop import train_loop
     from sensorium.training.processes import StopRequest
     from sensorium.training.projectors import create_projector
@@ -223,7 +224,7 @@ def worker(
 
     with StopRequest() as stopping:
         steps = train_loop(
-            projector, llm, stream, plan.train, output,
+            ComposeTask(projector, llm, stream, plan.train.learning_rate), plan.train, output,
             rank=rank, world=world, resume=resume, facts=kept, stopping=stopping, report=report, snapshot=write,
         )  # fmt: skip
     if digest_frozen(llm) != before:

@@ -1,0 +1,68 @@
+"""The usual task: a projector, and perhaps a LoRA, learn to make a frozen language model answer about media."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sensorium.training.llama import Llama
+from sensorium.training.loop import Loss
+from sensorium.training.objectives import next_token
+from sensorium.training.recipe import LearningRate
+from sensorium.training.rows import Rows
+
+CONCEPTS = ("keys.", "values")  # what starts from the frozen parts learns slower
+Batch = tuple[np.ndarray, Rows]
+Objective = Callable[[Llama, Tensor, Rows], tuple[Tensor, float]]
+
+
+class Batches(Protocol):
+    """Where batches come from (``data.stream.SampleStream``)."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Features float32 [rows, cells, dim] and their rows, of steps ``start`` to ``stop``."""
+
+
+class ComposeTask:
+    """Features -> projector -> backbone -> objective.
+
+    Args:
+        projector, llm: the modules; only what requires gradients learns.
+        stream: this process's batches.
+        rates: peak learning rate of each part.
+        objective: what the embeddings [B, tokens, dim] of a batch are trained towards.
+    """
+
+    def __init__(
+        self, projector: nn.Module, llm: Llama, stream: Batches, rates: LearningRate, objective: Objective = next_token
+    ) -> None:
+        self.projector, self.llm, self.stream, self.rates, self.objective = projector, llm, stream, rates, objective
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The projector's and the LoRA's tensors."""
+        parts = (("projector", self.projector), ("lora", self.llm))
+        return {f"{part}.{n}": p for part, module in parts for n, p in module.named_parameters() if p.requires_grad}
+
+    def rate(self, name: str) -> float:
+        """By part; what starts from the frozen parts has a rate of its own."""
+        part, _, rest = name.partition(".")
+        if part == "lora":
+            return self.rates.lora
+        return self.rates.concepts if rest.startswith(CONCEPTS) else self.rates.projector
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The stream's."""
+        return self.stream.batches(start, stop)
+
+    def loss(self, batch: Batch) -> Loss:
+        """The objective on one batch."""
+        features, rows = batch
+        mean, weight = self.objective(self.llm, self.projector(torch.from_numpy(features)), rows)
+        return Loss(mean, weight, int((rows.branch >= 0).sum()))
+
+    def stepped(self) -> None:
+        """Nothing needs clamping."""
