@@ -233,6 +233,12 @@ def test_token_counts():
     assert tokens_for("mlp", {}, grid) == 64
     assert tokens_for("mlp", {"pool": 2}, grid) == 16
     assert tokens_for("resampler", {"queries": 5}, grid) == 5
+    assert tokens_for("concept", {}, grid) == 17 and tokens_for("concept", {"pool": 4, "learnt": 3}, grid) == 5
+    for kind, options in (("mlp", {"pool": 0}), ("mlp", {"hidden": 0}), ("concept", {"pool": True})):
+        with pytest.raises(UsageError, match="must be a whole number of 1 or more"):
+            tokens_for(kind, options, grid)
+    with pytest.raises(UsageError, match="known kinds: concept, mlp, resampler"):
+        tokens_for("qformer", {}, grid)
     with pytest.raises(UsageError, match="pools a grid"):
         tokens_for("mlp", {}, FeatureSpec(384, Sequence(), 50.0, "f"))
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image as Pillow
 
 import tiny
+from sensorium.projectors.spec import KINDS
 
 SOURCE = Path(__file__).parents[1] / "src" / "sensorium"
 TRAINING = {"torch", "torchvision", "transformers", "accelerate", "peft", "datasets"}
@@ -19,7 +20,7 @@ RUNTIME = {
     "numpy", "onnxruntime", "onnx", "tokenizers", "safetensors", "PIL", "pydantic", "pydantic_core", "yaml", "httpx",
     "rich", "typer", "click", "certifi",
 }  # fmt: skip
-MAY_TRAIN = {"projectors/mlp.py", "projectors/concept.py"}
+MAY_TRAIN = {f"projectors/{kind.file}.py" for kind in KINDS.values()}
 MAY_DRAW = {"resvg_py", "fontTools"}  # pictures of training packages
 
 # Imports of these fail as they do where they are not installed.

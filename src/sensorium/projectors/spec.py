@@ -1,13 +1,15 @@
-"""How many tokens a medium takes: the one function that the prompt builder, the training collator and the model all
-call.
+"""The kinds of projectors: the registry, and the one function that says how many tokens a medium takes.
 
-Two places that each compute this number are the field's commonest fault ("image features and image tokens do not
-match").
+A new kind is one torch file beside this one and one line of `KINDS`. Prompts, seams, recipes, training and benchmarks
+all read it here; no torch is imported before a module is asked for. Two places that each compute the number of tokens
+are the field's commonest fault ("image features and image tokens do not match").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sensorium.errors import UsageError
@@ -16,6 +18,40 @@ if TYPE_CHECKING:
     from sensorium.encoders.base import FeatureSpec
 
 Options = Mapping[str, Any]
+LARGEST = 65536
+"""Of any option."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of projector.
+
+    Attributes:
+        file, name: the torch module, ``projectors/<file>.py``, and its class. It is made as ``name(dim, out_dim, grid,
+            **options)`` (feature width, backbone width, the encoder's (h, w) cells) and turns features [B, cells, dim]
+            into embeddings [B, tokens, out_dim].
+        options: its options with their defaults, whole numbers of 1 or more; None means that the class decides, and
+            one whose default is 0 may be 0.
+        tokens: (options with all defaults filled in, what the encoder gives) -> tokens of one medium.
+        starts: what it may start from besides random numbers (`training/projectors.py`).
+    """
+
+    file: str
+    name: str
+    options: Mapping[str, int | None]
+    tokens: Callable[[Options, FeatureSpec], int]
+    starts: tuple[str, ...] = ()
+
+    def filled(self, options: Options) -> dict[str, Any]:
+        """The options with defaults filled in, checked; of others, nothing is said."""
+        values = {name: options.get(name, default) for name, default in self.options.items()}
+        for name, value in values.items():
+            least = 0 if self.options[name] == 0 else 1
+            if value is None and self.options[name] is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UsageError(f"projector option {name}={value!r} must be a whole number of {least} or more.")
+        return values
 
 
 def tokens_for(kind: str, options: Options, features: FeatureSpec) -> int:
@@ -29,9 +65,8 @@ def tokens_for(kind: str, options: Options, features: FeatureSpec) -> int:
     Raises:
         UsageError: the kind is unknown, or its options do not fit the encoder's layout.
     """
-    if kind not in KINDS:
-        raise UsageError(f"projector kind {kind!r} is unknown; known kinds: {', '.join(sorted(KINDS))}.")
-    count = KINDS[kind](options, features)
+    found = find(kind)
+    count = found.tokens(found.filled(options), features)
     if count < 1:
         raise UsageError(
             f"projector kind {kind!r} with options {dict(options)} would give {count} tokens; it must give at least 1."
@@ -39,43 +74,46 @@ def tokens_for(kind: str, options: Options, features: FeatureSpec) -> int:
     return count
 
 
-def _grid(kind: str, features: FeatureSpec) -> tuple[int, int]:
+def find(kind: str) -> Kind:
+    """The kind of that name. Raises UsageError for an unknown one."""
+    if kind not in KINDS:
+        raise UsageError(f"projector kind {kind!r} is unknown; known kinds: {', '.join(sorted(KINDS))}.")
+    return KINDS[kind]
+
+
+def torch_class(kind: str) -> Any:
+    """The torch module of a kind (imports torch); see `Kind.name` for how it is made."""
+    found = find(kind)
+    return getattr(import_module(f"sensorium.projectors.{found.file}"), found.name)
+
+
+def blocks(options: Options, features: FeatureSpec) -> int:
+    """Tokens of a grid of features that is cut into blocks of `pool` x `pool` cells."""
     height, width = getattr(features.layout, "h", None), getattr(features.layout, "w", None)
     if height is None or width is None:
-        raise UsageError(
-            f"projector kind {kind!r} pools a grid of features, but the encoder gives a {features.layout}."
-        )
-    return int(height), int(width)
-
-
-def _mlp(options: Options, features: FeatureSpec) -> int:
-    """`mlp`: the grid is average-pooled by `pool` in both directions (default 1), then each cell becomes one token."""
-    pool = _integer("pool", options, 1)
-    height, width = _grid("mlp", features)
+        raise UsageError(f"the projector pools a grid of features, but the encoder gives a {features.layout}.")
+    pool = options["pool"]
     if height % pool or width % pool:
         raise UsageError(
             f"projector option pool={pool} does not divide the encoder's grid of {height}x{width}; choose a common "
             "divisor."
         )
-    return (height // pool) * (width // pool)
+    return int(height // pool) * int(width // pool)
 
 
-def _resampler(options: Options, features: FeatureSpec) -> int:
-    """`resampler`: `queries` learned queries attend to all features, whatever their number."""
-    return _integer("queries", options, 32)
-
-
-def _integer(name: str, options: Options, default: int) -> int:
-    value = options.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"projector option {name}={value!r} must be a whole number of 1 or more.")
-    return value
-
-
-def _concept(options: Options, features: FeatureSpec) -> int:
-    """`concept`: one token for the whole picture, then one for every block of `pool` x `pool` cells (default 2)."""
-    return 1 + _mlp({"pool": _integer("pool", options, 2)}, features)
-
-
-KINDS: dict[str, Callable[[Options, FeatureSpec], int]] = {"mlp": _mlp, "concept": _concept, "resampler": _resampler}
-"""Projector kind -> its token count. A new projector adds one line here and one torch file beside this one."""
+KINDS: dict[str, Kind] = {
+    "mlp": Kind("mlp", "MLPProjector", {"pool": 1, "hidden": None}, blocks),
+    "concept": Kind(
+        "concept",
+        "ConceptProjector",
+        {"pool": 2, "concepts": 1000, "hidden": 768, "learnt": 0},
+        lambda options, features: 1 + blocks(options, features),
+        starts=("concepts",),
+    ),
+    "resampler": Kind(
+        "resampler",
+        "ResamplerProjector",
+        {"queries": 32, "depth": 2, "width": 384, "heads": 6},
+        lambda options, features: int(options["queries"]),
+    ),
+}
