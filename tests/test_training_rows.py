@@ -17,7 +17,8 @@ from sensorium.backbones.tokenizer import Tokenizer  # noqa: E402
 from sensorium.errors import SensoriumError  # noqa: E402
 from sensorium.prompt import IGNORE, Message, Slot, render  # noqa: E402
 from sensorium.training.backbone import load_llama  # noqa: E402
-from sensorium.training.objectives import additive_mask, next_token, place_media  # noqa: E402
+from sensorium.training.objectives import next_token  # noqa: E402
+from sensorium.training.objectives.forward import additive_mask, place_media  # noqa: E402
 from sensorium.training.rows import Branch, Layout, pack, question_branch, split_conversation  # noqa: E402
 
 MEDIA = 3

@@ -7,7 +7,8 @@ target stands. Tested against ``transformers.LlamaForCausalLM`` on the same weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,20 @@ class LoRALinear(nn.Module):
             low = F.linear(x, self.lora_A.to(x.dtype))
             y = y + F.linear(low, self.lora_B.to(x.dtype)) * self.scale
         return y
+
+
+@contextlib.contextmanager
+def without_lora(llm: nn.Module) -> Iterator[None]:
+    """Inside, the bare backbone answers."""
+    layers = [module for module in llm.modules() if isinstance(module, LoRALinear) and module.rank]
+    ranks = [layer.rank for layer in layers]
+    try:
+        for layer in layers:
+            layer.rank = 0
+        yield
+    finally:
+        for layer, rank in zip(layers, ranks):
+            layer.rank = rank
 
 
 class RMSNorm(nn.Module):

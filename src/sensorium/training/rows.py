@@ -108,16 +108,25 @@ class Rows:
         return rows, places - 1, self.labels[rows, places], self.weights[rows, places]
 
 
-def pack(layout: Layout, samples: Sequence[Sequence[Branch]], length: int) -> Rows:
-    """Place each picture's branches in a row of ``length``; those that do not fit are left out, the first must fit."""
-    shared = layout.length
+def pack(layout: Layout | Sequence[Layout], samples: Sequence[Sequence[Branch]], length: int) -> Rows:
+    """Place each picture's branches in a row of ``length``; those that do not fit are left out, the first must fit.
+
+    Args:
+        layout: what every row begins with, or one for each row; then none may hold media.
+        samples: the branches of each row.
+        length: positions of a row.
+    """
+    layouts = [layout] * len(samples) if isinstance(layout, Layout) else list(layout)
+    if any(each.media for each in layouts) and not isinstance(layout, Layout):
+        raise ValueError("rows with media share one layout")
     ids = np.zeros((len(samples), length), np.int64)
     positions = np.zeros((len(samples), length), np.int64)
     branch_of = np.full((len(samples), length), -1, np.int64)
     labels = np.full((len(samples), length), IGNORE, np.int64)
     weights = np.ones((len(samples), length), np.float32)
-    for row, branches in enumerate(samples):
-        ids[row, : len(layout.before)] = layout.before
+    for row, (own, branches) in enumerate(zip(layouts, samples)):
+        shared = own.length
+        ids[row, : len(own.before)] = own.before
         positions[row, :shared] = np.arange(shared)
         branch_of[row, :shared] = 0
         at = shared
@@ -135,4 +144,5 @@ def pack(layout: Layout, samples: Sequence[Sequence[Branch]], length: int) -> Ro
             branch_of[row, at : at + size] = number
             weights[row, at + next(i for i, label in enumerate(branch.labels) if label != IGNORE)] = branch.focus
             at += size
-    return Rows(ids, positions, branch_of, labels, (len(layout.before), shared), weights)
+    media = (len(layout.before), layout.length) if isinstance(layout, Layout) else (0, 0)
+    return Rows(ids, positions, branch_of, labels, media, weights)

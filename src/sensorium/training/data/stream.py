@@ -125,7 +125,7 @@ class SampleStream:
         """Without some channels, the same in every cell, so that nothing leans on a few of them."""
         if not self.dropout:
             return cells
-        kept = (rng.random(cells.shape[-1]) >= self.dropout).astype(np.float32)
+        kept = np.greater_equal(rng.random(cells.shape[-1:]), self.dropout).astype(np.float32)
         return cells * kept / np.float32(1 - self.dropout)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, Rows]]:

@@ -1,0 +1,25 @@
+"""Next token on the spans of answers: cross-entropy, with logits where a target stands and nowhere else."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sensorium.training.llama import Llama
+from sensorium.training.objectives.forward import hidden_states
+from sensorium.training.rows import Rows
+
+
+def next_token(llm: Llama, embeds: Tensor, rows: Rows) -> tuple[Tensor, float]:
+    """Weighted mean cross-entropy of the answers' tokens, given the picture's embeddings [B, tokens, dim].
+
+    Returns:
+        The loss and the sum of the weights that it averages over.
+    """
+    hidden = hidden_states(llm, embeds, rows)
+    row, position, target, weight = rows.targets()
+    logits = llm.logits(hidden[torch.from_numpy(row), torch.from_numpy(position)])
+    losses = F.cross_entropy(logits, torch.from_numpy(target), reduction="none")
+    weights = torch.from_numpy(weight)
+    return (losses * weights).sum() / weights.sum(), float(weights.sum())
