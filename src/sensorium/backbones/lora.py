@@ -7,6 +7,7 @@ Keys are "layers.{i}.{q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj}.l
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ class LoRA:
         self.sha256 = hashlib.sha256(data).hexdigest()
         self._pairs: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
         queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        sizes = {
+        self.sizes = sizes = {
             "q_proj": (spec.dim, queries),
             "k_proj": (spec.dim, keys),
             "v_proj": (spec.dim, keys),
@@ -70,9 +71,38 @@ class LoRA:
 
     def delta(self, layer: int, part: str, interleaved: bool) -> NDArray[np.float32]:
         """B @ A, float32 [out, in]; with `interleaved`, rows of queries and keys in the order of llama's GGUF files."""
+        a, b = self._pair(layer, part, interleaved)
+        return b @ a
+
+    def low_rank(
+        self, layer: int, parts: Sequence[str], interleaved: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """One pair A [r, in], B [out, r] for stacked projections with the same inputs, or None where none is touched.
+
+        Columns of B have the same size throughout (A takes what they differ by), so that a block of them can share a
+        scale.
+        """
+        touched = [part for part in parts if self.touches(layer, part)]
+        if not touched:
+            return None
+        pairs = {part: self._pair(layer, part, interleaved) for part in touched}
+        a = np.concatenate([pairs[part][0] for part in touched])
+        b = np.zeros((sum(self.sizes[part][1] for part in parts), len(a)), np.float32)
+        row = column = 0
+        for part in parts:
+            if part in pairs:
+                block = pairs[part][1]
+                b[row : row + len(block), column : column + block.shape[1]] = block
+                column += block.shape[1]
+            row += self.sizes[part][1]
+        size = np.abs(b).max(axis=0)
+        size[size == 0] = 1
+        return a * size[:, None], b / size
+
+    def _pair(self, layer: int, part: str, interleaved: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         a, b = self._pairs[layer, part]
         if interleaved and part in ("q_proj", "k_proj"):
             heads = self.spec.heads if part == "q_proj" else self.spec.kv_heads
             halves = b.reshape(heads, 2, self.spec.head_dim // 2, -1)
             b = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(b.shape)
-        return b @ a
+        return a, b

@@ -22,9 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sensorium.backbones import nibbles
 from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.graph_parts import MS, Parts
+from sensorium.backbones.graph_products import blocks_product, float_product, nibbles_product
 from sensorium.backbones.lora import LoRA
-from sensorium.backbones.quantize import BLOCK, Blocks, quantize, recode, stack
+from sensorium.backbones.nibbles import Nibbles
+from sensorium.backbones.quantize import Blocks, quantize, recode, stack
 from sensorium.backbones.spec import BackboneSpec, spec_from_gguf
 from sensorium.backbones.traits import Traits
 from sensorium.errors import SensoriumError, UsageError
@@ -32,17 +36,12 @@ from sensorium.errors import SensoriumError, UsageError
 if TYPE_CHECKING:
     import onnx
 
-WRITER_VERSION = 1
+WRITER_VERSION = 2
 QUANTIZATIONS = ("int8", "fp32")
 # Rotary tables take 256 bytes per position and head dimension 64; longer contexts than this are asked for explicitly.
 DEFAULT_MAX_CONTEXT = 32768
 
-_MS = "com.microsoft"
 _OPSET = 17
-_ALIGNMENT = 4096
-_INLINE_BYTES = 16384
-# int8 activations: the accuracy level of MatMulNBits that uses integer dot products (VNNI, AMX, NEON).
-_INT8_ACTIVATIONS = 4
 
 Progress = Callable[[int, int], None]
 
@@ -60,8 +59,10 @@ def build(
 
     Args:
         gguf: an open model of the architectures `llama`, `qwen2`, `qwen3` or `gemma3`.
-        quantization: "int8" (blocks of 32, see `quantize`) or "fp32" (the dequantised weights: 4 bytes each).
-        lora: a safetensors file to merge into the weights before they are quantised (see `lora.LoRA`).
+        quantization: "int8" (eight-bit activations; weights in blocks of 32, of four bits where the file has four, see
+            `nibbles`, else of eight, see `quantize`) or "fp32" (the dequantised weights: 4 bytes each).
+        lora: a safetensors file (see `lora.LoRA`). It becomes further columns of four-bit weights, and is merged into
+            others before these are quantised.
         progress: called with (layers done, layers in all) after each layer.
         max_context: the most positions the graph can hold, at most the model's own; by default 32,768.
 
@@ -78,7 +79,7 @@ def build(
     out_dir.mkdir(parents=True, exist_ok=True)
     adapter = LoRA(lora, spec) if lora else None
     with (out_dir / "weights.bin").open("wb") as file:
-        writer = _Writer(gguf, spec, quantization, adapter, _Tensors(file), context)
+        writer = _Writer(gguf, spec, quantization, adapter, Parts(file), context)
         model = writer.model(progress or (lambda done, total: None))
     (out_dir / "model.onnx").write_bytes(model.SerializeToString())
     facts = {
@@ -93,44 +94,13 @@ def build(
     return out_dir
 
 
-class _Tensors:
-    """Collects initialisers: small ones inside the graph, large ones in the file."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.protos: list[onnx.TensorProto] = []
-
-    def add(self, name: str, array: np.ndarray) -> str:
-        import onnx
-        from onnx import helper, numpy_helper
-
-        if array.nbytes <= _INLINE_BYTES:
-            self.protos.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-            return name
-        proto = onnx.TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        where = {"location": "weights.bin", "offset": self.append(array), "length": array.nbytes}
-        for key, value in where.items():
-            proto.external_data.add(key=key, value=str(value))
-        self.protos.append(proto)
-        return name
-
-    def append(self, array: np.ndarray) -> int:
-        """Write an array into the file alone and return its offset."""
-        self.file.write(b"\0" * (-self.file.tell() % _ALIGNMENT))
-        offset = self.file.tell()
-        self.file.write(np.ascontiguousarray(array).data)
-        return offset
-
-
 class _Writer:
     def __init__(
-        self, gguf: GGUF, spec: BackboneSpec, quantization: str, lora: LoRA | None, tensors: _Tensors, context: int
+        self, gguf: GGUF, spec: BackboneSpec, quantization: str, lora: LoRA | None, parts: Parts, context: int
     ) -> None:
-        self.gguf, self.spec, self.lora, self.tensors, self.context = gguf, spec, lora, tensors, context
+        self.gguf, self.spec, self.lora, self.parts, self.context = gguf, spec, lora, parts, context
         self.traits = Traits.of(gguf, spec)
         self.quantized = quantization == "int8"
-        self.nodes: list[onnx.NodeProto] = []
         self.embeddings: dict[str, Any] = {}
 
     # -- the whole graph ----------------------------------------------------------------------------------------
@@ -157,18 +127,18 @@ class _Writer:
                 outputs.append(helper.make_tensor_value_info(f"present.{i}.{part}", floats, shape))
         for theta in sorted({self.traits.theta(i) for i in range(spec.layers)}):
             cos, sin = self.traits.rotary(theta, self.context)
-            self.tensors.add(f"cos.{theta:g}", cos)
-            self.tensors.add(f"sin.{theta:g}", sin)
+            self.parts.tensor(f"cos.{theta:g}", cos)
+            self.parts.tensor(f"sin.{theta:g}", sin)
         # `stream` is the residual stream, `x` its normed copy that the next sublayer reads.
         stream = "inputs_embeds"
         x = self._norm(stream, "blk.0.attn_norm.weight", "l0.attn_norm")
         for i in range(spec.layers):
             x, stream = self._layer(i, x, stream)
             progress(i + 1, spec.layers)
-        self._node("Gather", [x, "positions"], ["hidden"], axis=1)
+        self.parts.node("Gather", [x, "positions"], ["hidden"], axis=1)
         self._head()
-        graph = helper.make_graph(self.nodes, "llm", inputs, outputs, self.tensors.protos)
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MS, 1)]
+        graph = helper.make_graph(self.parts.nodes, "llm", inputs, outputs, self.parts.protos)
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(MS, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="sensorium")
 
     def _layer(self, i: int, x: str, stream: str) -> tuple[str, str]:
@@ -176,11 +146,11 @@ class _Writer:
         after = "output_norm.weight" if last else f"blk.{i + 1}.attn_norm.weight"
         query, key, value = self._attention_inputs(i, x)
         theta, past = self.traits.theta(i), [f"past.{i}.key", f"past.{i}.value"]
-        self._node(
+        self.parts.node(
             "GroupQueryAttention",
             [query, key, value, *past, "seqlens_k", "total", f"cos.{theta:g}", f"sin.{theta:g}"],
             [f"l{i}.attention", f"present.{i}.key", f"present.{i}.value"],
-            _MS,
+            MS,
             num_heads=spec.heads,
             kv_num_heads=spec.kv_heads,
             scale=self.traits.attention_scale,
@@ -193,13 +163,13 @@ class _Writer:
             out = self._norm(out, f"blk.{i}.post_attention_norm.weight", f"l{i}.post_attention")
         x, stream = self._add_norm(stream, out, f"blk.{i}.ffn_norm.weight", f"l{i}.ffn_norm")
         self._linear(i, x, ["gate_proj", "up_proj"], f"l{i}.gate_up")
-        self._node("Split", [f"l{i}.gate_up"], [f"l{i}.gate", f"l{i}.up"], axis=-1)
+        self.parts.node("Split", [f"l{i}.gate_up"], [f"l{i}.gate", f"l{i}.up"], axis=-1)
         # QuickGelu with alpha 1 is x * sigmoid(x), that is SiLU, in one operator.
         if self.traits.activation == "silu":
-            self._node("QuickGelu", [f"l{i}.gate"], [f"l{i}.active"], _MS, alpha=1.0)
+            self.parts.node("QuickGelu", [f"l{i}.gate"], [f"l{i}.active"], MS, alpha=1.0)
         else:
-            self._node("FastGelu", [f"l{i}.gate"], [f"l{i}.active"], _MS)
-        self._node("Mul", [f"l{i}.active", f"l{i}.up"], [f"l{i}.product"])
+            self.parts.node("FastGelu", [f"l{i}.gate"], [f"l{i}.active"], MS)
+        self.parts.node("Mul", [f"l{i}.active", f"l{i}.up"], [f"l{i}.product"])
         out = self._linear(i, f"l{i}.product", ["down_proj"], f"l{i}.down")
         if self.traits.post_norms:
             out = self._norm(out, f"blk.{i}.post_ffw_norm.weight", f"l{i}.post_ffw")
@@ -211,60 +181,60 @@ class _Writer:
         packed = self._linear(i, x, ["q_proj", "k_proj", "v_proj"], f"l{i}.qkv")
         if spec.qkv_bias:
             biases = [self.gguf.load(f"blk.{i}.attn_{part}.bias") for part in "qkv"]
-            packed = self._node("Add", [packed, self._add(f"l{i}.qkv.bias", np.concatenate(biases))], [f"l{i}.biased"])
+            packed = self.parts.node(
+                "Add", [packed, self.parts.tensor(f"l{i}.qkv.bias", np.concatenate(biases))], [f"l{i}.biased"]
+            )
         if not spec.qk_norm:
             return packed, "", ""
         sizes = np.array([spec.heads, spec.kv_heads, spec.kv_heads]) * spec.head_dim
         names = [f"l{i}.q", f"l{i}.k", f"l{i}.v"]
-        self._node("Split", [packed, self._add(f"l{i}.sizes", sizes.astype(np.int64))], names, axis=-1)
+        self.parts.node("Split", [packed, self.parts.tensor(f"l{i}.sizes", sizes.astype(np.int64))], names, axis=-1)
         return self._head_norm(i, "q", spec.heads), self._head_norm(i, "k", spec.kv_heads), names[2]
 
     def _head_norm(self, i: int, part: str, heads: int) -> str:
         """RMS norm over each head of a query or key."""
         name = f"l{i}.{part}"
-        split = self._add(f"{name}.heads", np.array([0, 0, heads, self.spec.head_dim], np.int64))
-        joined = self._add(f"{name}.joined", np.array([0, 0, heads * self.spec.head_dim], np.int64))
-        self._node("Reshape", [name, split], [f"{name}.split"])
+        split = self.parts.tensor(f"{name}.heads", np.array([0, 0, heads, self.spec.head_dim], np.int64))
+        joined = self.parts.tensor(f"{name}.joined", np.array([0, 0, heads * self.spec.head_dim], np.int64))
+        self.parts.node("Reshape", [name, split], [f"{name}.split"])
         self._norm(f"{name}.split", f"blk.{i}.attn_{part}_norm.weight", f"{name}.normed")
-        return self._node("Reshape", [f"{name}.normed", joined], [f"{name}.ready"])
+        return self.parts.node("Reshape", [f"{name}.normed", joined], [f"{name}.ready"])
 
     # -- operators ----------------------------------------------------------------------------------------------
 
-    def _add(self, name: str, array: np.ndarray) -> str:
-        return self.tensors.add(name, array)
-
-    def _node(self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], domain=domain, **attributes))
-        return outputs[0]
-
     def _norm(self, x: str, weight: str, name: str) -> str:
-        scale = self._add(f"{name}.weight", self.gguf.load(weight))
-        return self._node(
+        scale = self.parts.tensor(f"{name}.weight", self.gguf.load(weight))
+        return self.parts.node(
             "SimplifiedLayerNormalization", [x, scale], [name], axis=-1, epsilon=self.spec.rms_eps, stash_type=1
         )
 
     def _add_norm(self, stream: str, x: str, weight: str, name: str) -> tuple[str, str]:
         """The norm of `stream + x`, and that sum."""
-        scale = self._add(f"{name}.weight", self.gguf.load(weight))
+        scale = self.parts.tensor(f"{name}.weight", self.gguf.load(weight))
         outputs = [name, "", "", f"{name}.sum"]
-        self._node("SkipSimplifiedLayerNormalization", [stream, x, scale], outputs, _MS, epsilon=self.spec.rms_eps)
+        self.parts.node("SkipSimplifiedLayerNormalization", [stream, x, scale], outputs, MS, epsilon=self.spec.rms_eps)
         return name, f"{name}.sum"
 
-    def _linear(self, i: int, x: str, parts: list[str], name: str) -> str:
+    def _linear(self, i: int, x: str, names: list[str], name: str) -> str:
         """`x` times the stacked weights of some projections of layer `i`: fewer, larger products are faster."""
-        if self.quantized:
-            return self._blocks_product(x, stack([self._blocks(i, part) for part in parts]), name)
-        return self._float_product(x, np.concatenate([self._floats(i, part) for part in parts]), name)
+        if not self.quantized:
+            return float_product(self.parts, x, np.concatenate([self._floats(i, part) for part in names]), name)
+        matrices = [self._nibbles(i, part) for part in names]
+        found = [matrix for matrix in matrices if matrix is not None]
+        if len(found) == len(names):
+            low_rank = self.lora.low_rank(i, names, self.traits.interleaved) if self.lora else None
+            return nibbles_product(self.parts, x, nibbles.stack(found), name, low_rank)
+        return blocks_product(self.parts, x, stack([self._blocks(i, part) for part in names]), name)
 
     def _blocks(self, i: int, part: str) -> Blocks:
+        touched = self.lora is not None and self.lora.touches(i, part)
+        blocks = None if touched else self._recoded(_tensor(i, part))
+        return blocks or quantize(self._floats(i, part))
+
+    def _nibbles(self, i: int, part: str) -> Nibbles | None:
         name = _tensor(i, part)
         info = self.gguf.tensors[name]
-        blocks = None
-        if not (self.lora and self.lora.touches(i, part)):
-            blocks = recode(self.gguf.raw(name), info.type, info.shape[1])
-        return blocks or quantize(self._floats(i, part))
+        return nibbles.read(self.gguf.raw(name), info.type, info.shape[1])
 
     def _floats(self, i: int, part: str) -> np.ndarray:
         weight = self.gguf.load(_tensor(i, part))
@@ -272,72 +242,39 @@ class _Writer:
             weight += self.lora.delta(i, part, self.traits.interleaved)
         return weight
 
-    def _blocks_product(self, x: str, blocks: Blocks, name: str) -> str:
-        inputs = [x, self._add(f"{name}.codes", blocks.codes), self._add(f"{name}.scales", blocks.scales.reshape(-1))]
-        if (blocks.zeros != 128).any():  # 128 is what MatMulNBits assumes
-            inputs.append(self._add(f"{name}.zeros", blocks.zeros))
-        return self._node(
-            "MatMulNBits",
-            inputs,
-            [name],
-            _MS,
-            K=blocks.columns,
-            N=blocks.rows,
-            bits=8,
-            block_size=BLOCK,
-            accuracy_level=_INT8_ACTIVATIONS,
-        )
-
-    def _float_product(self, x: str, weight: np.ndarray, name: str) -> str:
-        return self._node("FusedMatMul", [x, self._add(f"{name}.weight", weight)], [name], _MS, transB=1)
-
     def _head(self) -> None:
         """The output head, and the embedding matrix: the same bytes of the file where the two are tied."""
         gguf, tied = self.gguf, self.spec.tied
         source = "token_embd.weight" if tied else "output.weight"
         if not self.quantized:
             weight = gguf.load(source)
-            self._float_product("hidden", weight, "logits")
+            float_product(self.parts, "hidden", weight, "logits")
             table = weight if tied else gguf.load("token_embd.weight")
-            at = self._place("logits.weight") if tied else None
-            self._embed_floats(table, at)
+            self._embed_floats(table, self.parts.offset("logits.weight", table) if tied else None)
             return
-        info = gguf.tensors[source]
-        exact = recode(gguf.raw(source), info.type, info.shape[1])
+        exact = self._recoded(source)
         blocks = exact or quantize(gguf.load(source))
-        self._blocks_product("hidden", blocks, "logits")
-        if tied and exact:
-            places = {part: self._place(f"logits.{part}") for part in ("codes", "scales", "zeros")}
-            self._embed_blocks(blocks, places)
-            return
-        info = gguf.tensors["token_embd.weight"]
-        exact = None if tied else recode(gguf.raw("token_embd.weight"), info.type, info.shape[1])
-        if exact:
-            self._embed_blocks(exact, {})
-        else:
+        blocks_product(self.parts, "hidden", blocks, "logits")
+        if exact is None or not tied:
+            exact = None if tied else self._recoded("token_embd.weight")
+        if exact is None:
             self._embed_floats(gguf.load("token_embd.weight"), None)
+            return
+        arrays: dict[str, np.ndarray] = {"codes": exact.codes, "scales": exact.scales, "zeros": exact.zeros}
+        prefix = "logits" if tied else "embeddings"
+        places = {part: self.parts.offset(f"{prefix}.{part}", array) for part, array in arrays.items()}
+        self.embeddings = {"kind": "blocks", "scale": self.traits.embedding_scale, **places}
 
-    def _embed_blocks(self, blocks: Blocks, places: dict[str, int | None]) -> None:
-        arrays: dict[str, np.ndarray] = {"codes": blocks.codes, "scales": blocks.scales, "zeros": blocks.zeros}
-        found = {
-            part: offset if (offset := places.get(part)) is not None else self.tensors.append(array)
-            for part, array in arrays.items()
-        }
-        self.embeddings = {"kind": "blocks", "scale": self.traits.embedding_scale, **found}
+    def _recoded(self, name: str) -> Blocks | None:
+        info = self.gguf.tensors[name]
+        return recode(self.gguf.raw(name), info.type, info.shape[1])
 
     def _embed_floats(self, table: np.ndarray, at: int | None) -> None:
         # Half precision halves the file; its error is 1/2048 at most, far below that of any quantised weight.
         half = self.quantized and float(np.abs(table).max()) < 6e4
-        offset = self.tensors.append(table.astype(np.float16) if half else table) if at is None else at
+        offset = self.parts.append(table.astype(np.float16) if half else table) if at is None else at
         kind = "float16" if half else "float32"
         self.embeddings = {"kind": kind, "scale": self.traits.embedding_scale, "values": offset}
-
-    def _place(self, name: str) -> int | None:
-        """Where an initialiser lies in the file, or None when it is inside the graph."""
-        proto = next((proto for proto in reversed(self.tensors.protos) if proto.name == name), None)
-        if proto is None:
-            return None
-        return next((int(entry.value) for entry in proto.external_data if entry.key == "offset"), None)
 
 
 _NAMES = {

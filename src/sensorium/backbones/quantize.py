@@ -89,19 +89,19 @@ _Parts = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]
 def _from_q8_0(blocks: NDArray[np.uint8]) -> _Parts:
     # Flipping the sign bit adds 128 to a two's complement byte.
     codes = blocks[..., 2:] ^ np.uint8(128)
-    scales = _half(blocks, 0)
+    scales = half(blocks, 0)
     return codes, scales, np.full(scales.shape, 128, np.uint8)
 
 
 def _from_q4_0(blocks: NDArray[np.uint8]) -> _Parts:
-    scales = _half(blocks, 0)
-    return _nibbles(blocks[..., 2:]), scales, np.full(scales.shape, 8, np.uint8)
+    scales = half(blocks, 0)
+    return unpacked(blocks[..., 2:]), scales, np.full(scales.shape, 8, np.uint8)
 
 
 def _from_q4_1(blocks: NDArray[np.uint8]) -> _Parts:
     """`step * q + offset`, q in 0..15, becomes `(step / k) * (k * q - zero)`: with k free in 1..17 there is nearly
     always a k for which `-offset * k / step` is close to a whole number, so the offset hardly moves."""
-    step, offset, q = _half(blocks, 0), _half(blocks, 2), _nibbles(blocks[..., 4:])
+    step, offset, q = half(blocks, 0), half(blocks, 2), unpacked(blocks[..., 4:])
     flat = step == 0
     ratio = np.divide(-offset, step, out=np.zeros_like(step), where=~flat)
     best = np.full(step.shape, np.inf, np.float32)
@@ -123,10 +123,11 @@ def _from_q4_1(blocks: NDArray[np.uint8]) -> _Parts:
     return codes, scales, zeros.astype(np.uint8)
 
 
-def _half(blocks: NDArray[np.uint8], at: int) -> NDArray[np.float32]:
+def half(blocks: NDArray[np.uint8], at: int) -> NDArray[np.float32]:
+    """The half-precision numbers at byte `at` of each block [..., bytes], as float32 [...]."""
     return np.ascontiguousarray(blocks[..., at : at + 2]).view("<f2")[..., 0].astype(np.float32)
 
 
-def _nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def unpacked(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """16 bytes -> 32 values: the low nibbles first, then the high ones (ggml's order)."""
     return np.concatenate([packed & 15, packed >> 4], axis=-1)
