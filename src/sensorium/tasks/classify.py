@@ -31,7 +31,28 @@ TEMPERATURE = 0.2
 LONGEST_LABEL = 200
 """Characters of a label."""
 
-_ARTICLES = ("a ", "an ", "the ", "some ", "no ", "one ", "two ", "three ", "my ", "your ")
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_DETERMINERS = _words(
+    "a an the some no any this that these those my your his her its our their one two three four five six seven eight "
+    "nine ten many several few both all each every another nothing something nobody somebody someone it he she they "
+    "there yes"
+)
+_PREPOSITIONS = _words(
+    "of on in with without at for from to by under over near beside behind between inside outside into through and or"
+)
+_MASS = _words(
+    "air art baggage beer bread broccoli butter cheese clothing coffee corn cotton cutlery electricity equipment "
+    "fabric fire fog food fruit fur furniture garlic gold grass hair hay honey ice jewellery jewelry juice leather "
+    "lightning luggage lava meat metal milk mist money moss mud music nature oil paper pasta plastic rain rice rubbish "
+    "salt sand seaweed silver smoke snow soil soup spaghetti spinach steam steel straw sugar sunlight sunshine tea "
+    "text traffic trash vegetation water weather wheat wildlife wine wood wool"
+)
+_PLURALS = _words("people men women children feet teeth mice geese cattle police")
+_SINGULARS = _words("atlas bias canvas christmas gas lens mattress yes")
 # Control characters, and the separators of lines and paragraphs (Unicode general categories).
 _UNWRITABLE = ("Cc", "Zl", "Zp")
 
@@ -117,14 +138,21 @@ def classify(
 
 
 def as_answer(label: str) -> str:
-    """A label as the model would say it: "A cat.", "An old boat.", "Scissors.", "Eiffel Tower.".
+    """A label as the model would say it: "A cat.", "An old boat.", "Scissors.", "Green grass.", "Paris.", "My dog.".
 
-    A capital at the beginning alone says nothing ("Cat" is "cat"); more of them are a name, which stays as it is.
+    A label with capitals is taken for a name and keeps them; all others begin with one. An article is put before the
+    name of one thing alone: not before a name with capitals, a plural, a mass noun, or a phrase that begins with a
+    determiner or a preposition. A full stop ends it.
     """
-    if label[1:] == label[1:].lower():
-        label = label[:1].lower() + label[1:]
-    lower = label.lower()
-    plural = lower.endswith("s") and not lower.endswith(("ss", "us", "is"))
-    if not (plural or lower.startswith(_ARTICLES)) and label[:1].islower():
-        label = f"{'an' if lower[0] in 'aeiou' else 'a'} {label}"
-    return label[:1].upper() + label[1:] + ("" if label.endswith((".", "!", "?")) else ".")
+    words = label.lower().rstrip(".!?").split() or [""]
+    named = label != label.lower()
+    end = next((at for at, word in enumerate(words) if at and word in _PREPOSITIONS), len(words))
+    head = words[end - 1]  # what it is about: "cup" of "cup of tea"
+    if not (named or words[0] in _DETERMINERS or words[0] in _PREPOSITIONS or head in _MASS or _plural(head)):
+        label = f"{'an' if words[0][:1] in tuple('aeiou') else 'a'} {label}"
+    said = label if named else label[:1].upper() + label[1:]
+    return said + ("" if said.endswith((".", "!", "?")) else ".")
+
+
+def _plural(word: str) -> bool:
+    return word in _PLURALS or (word.endswith("s") and not word.endswith(("ss", "us", "is")) and word not in _SINGULARS)
