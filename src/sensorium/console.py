@@ -79,11 +79,12 @@ def bars(found: list[tuple[str, float]], width: int = 30) -> str:
 
 def show(pictures: Iterable[Any]) -> None:
     """Draw pictures, where the terminal can."""
-    from sensorium.preview import can_show, half_blocks
+    from sensorium.preview import colours, half_blocks
 
-    if can_show():
+    shown = colours()
+    if shown:
         for picture in pictures:
-            sys.stdout.write(half_blocks(picture.pixels) + "\n")
+            sys.stdout.write(half_blocks(picture.pixels, colours=shown) + "\n")
 
 
 def complain(sentence: str) -> None:
