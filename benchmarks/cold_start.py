@@ -2,11 +2,13 @@
 
     python benchmarks/cold_start.py [--runs 9] [--picture FILE] [--question TEXT] [--max-tokens 10] [--peers NAME,...]
 
-Every run is a new process with a warm disk cache: `sensorium ask QUESTION -a PICTURE --max-tokens 10`, and a plain
-script that loads the same weights with `LlamaForCausalLM.from_pretrained` (dequantised, the LoRA merged, saved once
-beforehand) in bfloat16 or float32, takes the picture's features from the same encoder, projects them with torch and
-calls `generate`. Runs alternate between the programs; wall time and peak memory (`ru_maxrss`) are those of the process
-and its children. Peers need `sensorium[train]`; without it they are left out. The last line is JSON.
+Every run is a new process with a warm disk cache: `sensorium ask QUESTION -a PICTURE --max-tokens 10 --ignore-end`,
+and a plain script that loads the same weights with `LlamaForCausalLM.from_pretrained` (dequantised, the LoRA merged,
+saved once beforehand) in bfloat16 or float32, takes the picture's features from the same encoder, projects them with
+torch and calls `generate`. Runs alternate between the programs; wall time and peak memory (`ru_maxrss`) are those of
+the process and its children. Answers go on behind their end, so that each program generates exactly as many tokens as
+were asked for; the script fails where one does not. Peers need torch and transformers (`sensorium[train,dev]`);
+without them they are left out. The last line is JSON.
 """
 
 # Only the standard library up here: the peer runs in this file, too, and its imports are part of what is measured.
@@ -31,25 +33,25 @@ QUESTION = "What is in this picture?"
 
 
 def peer(directory: Path, picture: str, question: str, max_tokens: int, dtype: str) -> None:
-    """What a competent person would write with transformers and torch; prints the answer."""
+    """What a competent person would write with transformers and torch; prints the answer and its tokens as JSON."""
     import torch
     from PIL import Image
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     from sensorium.encoders import create
-    from sensorium.projectors import concept, mlp
+    from sensorium.projectors.spec import torch_class
 
     facts = json.loads((directory / "facts.json").read_text())
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
     model = AutoModelForCausalLM.from_pretrained(directory / dtype, dtype=getattr(torch, dtype)).eval()
     encoder = create(facts["encoder"]["kind"], Path(facts["encoder"]["weights"]), **facts["encoder"]["options"])
-    kind = {"concept": concept.ConceptProjector, "mlp": mlp.MLPProjector}[facts["projector"]["kind"]]
     state = {name: tensor.float() for name, tensor in load_file(facts["projector"]["weights"]).items()}
     options = dict(facts["projector"]["options"])
     if "keys.weight" in state:
         options["concepts"] = len(state["keys.weight"])
     layout: Any = encoder.spec.layout
+    kind: Any = torch_class(facts["projector"]["kind"])
     projector = kind(encoder.spec.dim, model.config.hidden_size, (layout.h, layout.w), **options)
     projector.load_state_dict(state)
 
@@ -69,11 +71,10 @@ def peer(directory: Path, picture: str, question: str, max_tokens: int, dtype: s
         inputs = torch.cat((table(before), embeds, table(after)), dim=1)
         mask = torch.ones(inputs.shape[:2], dtype=torch.long)
         out = model.generate(
-            inputs_embeds=inputs, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, eos_token_id=end,
+            inputs_embeds=inputs, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, eos_token_id=None,
             pad_token_id=end,
         )  # fmt: skip
-    ids = [int(token) for token in out[0] if token != end]
-    print(tokenizer.decode(ids))
+    print(json.dumps({"answer": tokenizer.decode(out[0], skip_special_tokens=False), "tokens": len(out[0])}))
 
 
 def prepare(model: str, directory: Path) -> None:
@@ -164,7 +165,7 @@ def main() -> None:
         peer(args.peer, args.picture, args.question, args.max_tokens, args.dtype)
         return
     ours = [sys.executable, "-m", "sensorium", "ask", args.question, "-a", args.picture, "--model", args.model]
-    ours += ["--max-tokens", str(args.max_tokens)]
+    ours += ["--max-tokens", str(args.max_tokens), "--ignore-end"]
     commands = {"sensorium": ours}
     with tempfile.TemporaryDirectory() as scratch:
         peers = [name.strip() for name in args.peers.split(",") if name.strip()]
@@ -182,14 +183,30 @@ def main() -> None:
                     dtype,
                     *same,
                 ]
-        answers = {name: run(command)[2] for name, command in commands.items()}  # warms the disk cache
-        tokens = json.loads(run([*ours, "--json"])[2])["usage"]
+        told = {name: run(command)[2] for name, command in commands.items()}  # warms the disk cache
+        usage = json.loads(run([*ours, "--json"])[2])["usage"]
+        peers_told = {name: json.loads(text.splitlines()[-1]) for name, text in told.items() if name != "sensorium"}
+        answers = {"sensorium": told["sensorium"], **{name: said["answer"] for name, said in peers_told.items()}}
+        check_tokens(
+            {"sensorium": usage["completion_tokens"], **{name: said["tokens"] for name, said in peers_told.items()}},
+            args.max_tokens,
+        )
         results: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for i in range(args.runs):
             names = list(commands)
             for name in names[i % len(names) :] + names[: i % len(names)]:
                 results[name].append(run(commands[name])[:2])
-    report(results, answers, tokens)
+    report(results, answers, usage)
+
+
+def check_tokens(counts: dict[str, int], wanted: int) -> None:
+    """End the script with a sentence where a program generated another number of tokens than the others were asked."""
+    for name, count in counts.items():
+        if count != wanted:
+            raise SystemExit(
+                f"{name} generated {count} tokens where {wanted} were asked for, so the times cannot be compared; "
+                "choose another --question or --max-tokens."
+            )
 
 
 def report(results: dict[str, list[tuple[float, float]]], answers: dict[str, str], tokens: dict[str, int]) -> None:

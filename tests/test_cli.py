@@ -400,3 +400,53 @@ def test_preview_fits_its_box():
         lines = half_blocks(np.zeros(shape, np.uint8), columns=40, rows=16).split("\n")
         assert 1 <= len(lines) <= 16
         assert all(line.count("▀") <= 40 for line in lines)
+
+
+def test_preview_in_256_colours_is_near_the_picture():
+    from sensorium.preview import half_blocks, nearest_256
+
+    pixels = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0], [128, 128, 128], [95, 135, 175], [8, 8, 8]], np.uint8)
+    assert nearest_256(pixels).tolist() == [16, 231, 196, 244, 67, 232]
+    drawn = half_blocks(np.full((8, 8, 3), (255, 0, 0), np.uint8), columns=4, rows=2, colours="256")
+    assert drawn.count("\x1b[38;5;196m\x1b[48;5;196m▀") == 8 and "38;2" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("environment", "terminal", "expected"),
+    [
+        ({"COLORTERM": "truecolor"}, True, "24 bit"),
+        ({"COLORTERM": "24bit"}, True, "24 bit"),
+        ({}, True, "256"),
+        ({"COLORTERM": "truecolor"}, False, None),
+        ({"NO_COLOR": "1", "COLORTERM": "truecolor"}, True, None),
+        ({"TERM": "dumb"}, True, None),
+    ],
+)
+def test_preview_takes_the_colours_that_the_terminal_has(monkeypatch, environment, terminal, expected):
+    from sensorium.preview import colours
+
+    for name in ("COLORTERM", "NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stream = type("Stream", (), {"isatty": lambda self: terminal})()
+    assert colours(stream) == expected
+
+
+def test_going_on_behind_the_end_gives_exactly_the_tokens_asked_for(sensorium, model):
+    for count in (3, 40):
+        code, out, _ = sensorium("ask", "hi", "--model", model, "--json", "--max-tokens", count, "--ignore-end")
+        answer = json.loads(out)
+        assert code == 0 and answer["usage"]["completion_tokens"] == count
+
+
+def test_the_benchmark_of_cold_starts_refuses_unequal_numbers_of_tokens():
+    import importlib.util
+
+    path = Path(__file__).parents[1] / "benchmarks" / "cold_start.py"
+    spec = importlib.util.spec_from_file_location("cold_start", path)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    bench.check_tokens({"sensorium": 10, "transformers float32": 10}, 10)
+    with pytest.raises(SystemExit, match=r"float32 generated 4 tokens where 10 were asked for"):
+        bench.check_tokens({"sensorium": 10, "transformers float32": 4}, 10)

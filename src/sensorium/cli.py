@@ -36,7 +36,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option("--temperature", metavar="T", help="0 picks the most probable token.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Makes sampling repeatable.")]
-Show = Annotated[bool, typer.Option("--show", help="Draw the picture in a true-colour terminal.")]
+Show = Annotated[bool, typer.Option("--show", help="Draw the picture, where output is a terminal with colours.")]
 Files = Annotated[
     list[str], typer.Argument(metavar="FILE...", help="Pictures; - is standard input.", show_default=False)
 ]
@@ -55,11 +55,14 @@ def ask(
     temperature: Temperature = 0.0,
     seed: Seed = None,
     show: Show = False,
+    ignore_end: Annotated[bool, typer.Option("--ignore-end", hidden=True, help="Go on to --max-tokens.")] = False,
 ) -> None:
     """Answer a question, about pictures if there are any."""
     from sensorium.tasks.ask import question
 
     options = _sampling(max_tokens, temperature, seed)
+    if ignore_end:  # for benchmarks, which compare equal numbers of tokens
+        options["stop_ids"] = frozenset()
     question(text)  # an empty one is refused before anything loads
     _check_files(attach)
     composed = _start(model, media=bool(attach))
