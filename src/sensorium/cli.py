@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sensorium import console
+from sensorium import cli_data, console
 from sensorium.errors import SensoriumError, UsageError
 
 if TYPE_CHECKING:
@@ -219,6 +219,9 @@ def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...",
             raise UsageError(f"benchmark {name!r} is unknown; known benchmarks: {', '.join(known)}.")
         if subprocess.run([sys.executable, str(known[name])], check=False).returncode:
             raise SensoriumError(f"The benchmark {name} failed; its output above says why.")
+
+
+app.add_typer(cli_data.app, name="data", short_help="Check training data, and describe it.")
 
 
 @app.callback(invoke_without_command=True)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from sensorium.training.data.formats.check import Report, Yardstick
     from sensorium.training.data.formats.reader import Reader
 
-app = typer.Typer(help="Check training data, and describe it.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Check training data, and describe it.", rich_markup_mode=None)
 
 Paths = Annotated[
-    list[Path], typer.Argument(metavar="PATH...", help="Data sets: files or directories.", show_default=False)
+    list[str], typer.Argument(metavar="PATH...", help="Data sets: files or directories.", show_default=False)
 ]
 Format = Annotated[
     str | None,
@@ -30,7 +30,15 @@ Media = Annotated[
 ]
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
+def data(context: typer.Context) -> None:
+    """Check training data, and describe it."""
+    if context.invoked_subcommand is None:
+        console.write(context.get_help() + "\n")
+        raise typer.Exit(2)
+
+
+@app.command(short_help="Look for what is broken.")
 def check(
     paths: Paths,
     format_: Format = None,
@@ -62,7 +70,7 @@ def check(
     raise typer.Exit(0 if ok else 1)
 
 
-@app.command()
+@app.command(short_help="Write a data card.")
 def card(
     paths: Paths,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="CARD.md", help="The card to write.")],
@@ -80,7 +88,7 @@ def card(
     console.write("".join(f"{path}\n" for path in written))
 
 
-def _open(paths: list[Path], kind: str | None, media: Path | None) -> list[Reader]:
+def _open(paths: list[str], kind: str | None, media: Path | None) -> list[Reader]:
     from sensorium.training.data.formats.readers import open_set
 
     if media is not None and not media.is_dir():
