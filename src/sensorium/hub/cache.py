@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,15 @@ from sensorium.errors import SensoriumError
 from sensorium.hub.parts import Part
 from sensorium.hub.paths import atomic_dir, atomic_write, file_lock, home, remove_stale
 
+NESTED = "!/"
+"""Between a zip inside an archive and the wanted file in it."""
+
 
 def fetch(part: Part, *, progress: bool = True) -> Path:
     """The wanted file of ``part``, in the cache and verified; downloaded on the first call only.
+
+    A file inside a zip inside the archive is named ``zip!/file`` (as URLs of jars do): the zip is fetched as any other
+    file, and the wanted file taken out of it under the same limits.
 
     Any number of processes and threads may call it at once. A file whose size or time changed is hashed again, and
     fetched again when it is damaged. ``progress`` shows a bar on a terminal, or one line elsewhere, on standard error.
@@ -36,8 +43,10 @@ def fetch(part: Part, *, progress: bool = True) -> Path:
         return local_file(part)
     path = _recorded(part) or _reverified(part)
     if path is None:
+        outer, nested, _ = part.file.rpartition(NESTED)
+        archive = fetch(replace(part, file=outer, file_sha256=None), progress=progress) if nested else None
         with file_lock(home() / "locks" / _short(part)):
-            path = _recorded(part) or _install(part, progress)
+            path = _recorded(part) or _install(part, progress, archive)
     return path
 
 
@@ -147,7 +156,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
         json.dump(value, out)
 
 
-def _install(part: Part, progress: bool) -> Path:
+def _install(part: Part, progress: bool, inside: Path | None = None) -> Path:
+    """Take the file out of its archive: the published one, or ``inside``, a zip that was fetched from it before."""
     from sensorium.hub.archives import extract_one
     from sensorium.hub.obtain import obtained
     from sensorium.hub.progress import say
@@ -155,8 +165,13 @@ def _install(part: Part, progress: bool) -> Path:
     damaged = _read_record(part)
     if damaged is not None and progress and (home() / damaged["file"]).exists():
         say(f"The cached {part.source} is damaged or was changed; fetching it again")
-    with obtained(part, progress=progress) as archive:
-        if part.parsed.kind == "file" and not part.file:
+    with contextlib.nullcontext(inside) if inside else obtained(part, progress=progress) as archive:
+        if inside:
+            outer, _, name = part.file.rpartition(NESTED)
+            directory = home() / "parts" / _short(part) / f"{outer or inside.name}!"
+            found = extract_one(archive, name, directory, label=f"{outer or inside.name} in {part.parsed.label}")
+            path, digest = found.path, found.sha256
+        elif part.parsed.kind == "file" and not part.file:
             path, digest = archive, part.sha256
         elif part.parsed.kind == "hf":
             name = part.file.rpartition("/")[2]
