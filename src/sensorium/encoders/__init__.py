@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sensorium.encoders.base import Encoder, FeatureSpec, Grid, Sequence
+from sensorium.encoders.base import Encoder, FeatureSpec, Grid, Sequence, TextEncoder, Vector
 from sensorium.errors import UsageError
 
-__all__ = ["Encoder", "FeatureSpec", "Grid", "Sequence", "create", "kinds"]
+__all__ = ["Encoder", "FeatureSpec", "Grid", "Sequence", "TextEncoder", "Vector", "create", "create_text", "kinds", "text_kinds"]
 
 
 class _Kind(NamedTuple):
@@ -26,6 +26,8 @@ _KINDS = {
     "efficientnet-lite2": _Kind("efficientnet_lite", "EfficientNetLite", (2,)),
     "linear-patches": _Kind("linear_patches", "LinearPatches"),
 }
+
+_TEXT_KINDS = {"minilm": _Kind("minilm", "MiniLM")}
 
 
 def kinds() -> list[str]:
@@ -45,10 +47,26 @@ def create(kind: str, weights: Path, **options: Any) -> Encoder:
         UsageError: The kind or an option is unknown.
         SensoriumError: The weights cannot be used.
     """
-    if kind not in _KINDS:
-        raise UsageError(f"Encoder kind {kind!r} is unknown; use one of {', '.join(kinds())}.")
-    module, name, arguments = _KINDS[kind]
-    encoder: Callable[..., Encoder] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    made: Encoder = _create(_KINDS, kind, weights, options)
+    return made
+
+
+def text_kinds() -> list[str]:
+    """The names that ``create_text`` knows."""
+    return sorted(_TEXT_KINDS)
+
+
+def create_text(kind: str, weights: Path, **options: Any) -> TextEncoder:
+    """Load an encoder of texts: one of ``text_kinds()``. Arguments and errors as of ``create``."""
+    made: TextEncoder = _create(_TEXT_KINDS, kind, weights, options)
+    return made
+
+
+def _create(known: Mapping[str, _Kind], kind: str, weights: Path, options: Mapping[str, Any]) -> Any:
+    if kind not in known:
+        raise UsageError(f"Encoder kind {kind!r} is unknown; use one of {', '.join(sorted(known))}.")
+    module, name, arguments = known[kind]
+    encoder: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     try:
         inspect.signature(encoder).bind(*arguments, weights, **options)
     except TypeError as error:

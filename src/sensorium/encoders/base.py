@@ -32,19 +32,24 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class Vector:
+    """One feature for the whole medium: what a sentence encoder gives."""
+
+
+@dataclass(frozen=True)
 class FeatureSpec:
     """The shape and identity of an encoder's features.
 
     Attributes:
         dim: Width of one feature vector.
-        layout: ``Grid(h, w)`` for pictures, ``Sequence()`` for sound.
+        layout: ``Grid(h, w)`` for pictures, ``Sequence()`` for sound, ``Vector()`` for a whole text.
         rate_hz: Features per second of a ``Sequence``; ``None`` for a ``Grid``.
         fingerprint: Hex sha256 over all that changes the numbers: weights, preprocessing, resolution, layer.
             Projectors trained against one fingerprint are refused for another.
     """
 
     dim: int
-    layout: Grid | Sequence
+    layout: Grid | Sequence | Vector
     rate_hz: float | None
     fingerprint: str
 
@@ -63,4 +68,18 @@ class Encoder(Protocol):
 
         Batch-invariant: a picture's features do not depend on the pictures encoded with it.
         """
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """A frozen model from texts to one vector each."""
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What ``encode_text`` returns; its layout is ``Vector()``."""
+        ...
+
+    def encode_text(self, texts: collections.abc.Sequence[str]) -> np.ndarray:
+        """Texts into float32 features ``[N, dim]``, not normalised."""
         ...
