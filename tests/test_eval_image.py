@@ -362,6 +362,36 @@ def test_no_package_serves_both_training_and_evaluation():
     assert not {name(source) for source in trained} & {name(source) for source in evaluated}
 
 
+def test_no_photograph_looks_like_a_training_picture(tmp_path, monkeypatch):
+    """By difference hash, mirror images included; needs the photographs and the catalogue in the cache."""
+    from sensorium import hub
+    from sensorium.training.data import catalogue
+    from sensorium.training.data.pictures import dhash, prepare
+
+    directory = hub.cache_dir("training")
+    catalogues = sorted(directory.glob("catalogue*.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not catalogues or not (directory / "prepared.json").is_file():
+        pytest.skip("there is no catalogue of training pictures in the cache")
+    rows = [json.loads(line) for line in catalogues[-1].read_text().splitlines()]
+    trained = {row["path"]: row["key"] for row in rows if row["style"] == "photo" and not row["alpha"]}
+    hashes = {row[0]: row[2] for row in json.loads((directory / "prepared.json").read_text()).values() if row}
+    keys = [key for path, key in trained.items() if path in hashes]
+    known = np.array([hashes[path] for path in trained if path in hashes], np.uint64)
+    assert len(known) > 100
+    monkeypatch.setenv("SENSORIUM_OFFLINE", "1")
+    files = photos.fetch_photos(photos.photos(), missing=lambda note: None)
+    if not files:
+        pytest.skip("the photographs are not in the cache")
+    alike = []
+    for name, path in files.items():
+        ready = prepare(path, tmp_path)
+        assert ready is not None, name
+        for seen in dhash(ready[1].convert("RGB")):
+            near = catalogue.near(known, np.array([seen], np.uint64))
+            alike += [(name, key) for key, close in zip(keys, near) if close]
+    assert not alike, "leave these photographs out of photos.yaml, or these pictures out of training"
+
+
 def test_words_alone_say_little_about_photographs():
     for split in ("dev", "test"):
         count = defaultdict(Counter)
