@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -166,7 +167,7 @@ class Parts:
                     remove_stale(directory)
                     self._say(f"Preparing the language model{' with its LoRA' if lora else ''} (once) ...")
                     with hub.atomic_dir(directory) as scratch, GGUF(self._path("backbone")) as gguf:
-                        build(gguf, scratch, quantization=quantization, lora=lora)
+                        build(gguf, scratch, quantization=quantization, lora=lora, progress=self._show_layers)
                         seal(scratch)
         return directory
 
@@ -207,6 +208,12 @@ class Parts:
     def _say(self, text: str) -> None:
         if self.progress:
             say(text)
+
+    def _show_layers(self, done: int, total: int) -> None:
+        """How far a graph has been written, on a terminal."""
+        if self.progress and sys.stderr is not None and sys.stderr.isatty():
+            sys.stderr.write(f"\r{100 * done // total:3d} %" + ("\n" if done == total else ""))
+            sys.stderr.flush()
 
 
 def digest(names: list[str]) -> str:
