@@ -19,9 +19,10 @@ def ids(count: int, seed: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.random.default_rng(seed).integers(0, tiny_llm.VOCAB, count))
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8"])
+@pytest.fixture(scope="module", params=["fp32", "int8", "int8 of four bits"])
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llm.prepared(tmp_path_factory.mktemp(request.param), quantization=request.param)
+    quantization, *four_bits = request.param.split()
+    return tiny_llm.prepared(tmp_path_factory.mktemp("graph"), quantization=quantization, four_bits=bool(four_bits))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 
 import tiny_llm
+from gguf_bytes import F32, STRING, U32, entry
 from sensorium import hub
 from sensorium.backbones.engine import Engine, Segment
 from sensorium.backbones.gguf import GGUF
 from sensorium.backbones.onnx_graph import WRITER_VERSION, build, read_facts
+from sensorium.backbones.spec import spec_from_gguf
+from sensorium.backbones.traits import Traits
 from sensorium.errors import SensoriumError, UsageError
 
 IDS = tuple(int(i) for i in np.random.default_rng(1).integers(0, tiny_llm.VOCAB, 40))
@@ -58,12 +62,17 @@ def test_lora_is_merged_as_transformers_would_apply_it(tmp_path: Path, arch: str
 
 
 @pytest.mark.parametrize("with_lora", [False, True])
-def test_eight_bits_are_close_to_the_float_graph(tmp_path: Path, with_lora: bool) -> None:
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_quantised_graphs_are_close_to_the_float_graph(tmp_path: Path, four_bits: bool, with_lora: bool) -> None:
     path = tmp_path / "lora.safetensors" if with_lora else None
     if path:
         tiny_llm.write_lora(path)
-    wanted = Engine(tiny_llm.prepared(tmp_path / "a", lora=path), threads=1).logits([Segment(ids=IDS)])
-    found = Engine(tiny_llm.prepared(tmp_path / "b", quantization="int8", lora=path), threads=1)
+    wanted = Engine(tiny_llm.prepared(tmp_path / "a", lora=path, four_bits=four_bits), threads=1).logits(
+        [Segment(ids=IDS)]
+    )
+    directory = tiny_llm.prepared(tmp_path / "b", quantization="int8", lora=path, four_bits=four_bits)
+    found = Engine(directory, threads=1)
+    assert (b".wide" in (directory / "model.onnx").read_bytes()) == four_bits  # inputs widened for what is left over
     assert 1e-9 < nmse(found.logits([Segment(ids=IDS)]), wanted) < 2e-2
 
 
@@ -105,6 +114,37 @@ def test_senseless_options_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="max_context=0"):
             build(gguf, tmp_path / "g", max_context=0)
         assert read_facts(build(gguf, tmp_path / "g", max_context=99))["context"] == 99
+
+
+def test_linear_scaling_stretches_positions(tmp_path: Path) -> None:
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        stretched = (entry(f"llama.{key}", F32, 2.0),)
+        with GGUF(tiny_llm.write_gguf(tmp_path / "model.gguf", extra=stretched)) as gguf:
+            traits = Traits.of(gguf, spec_from_gguf(gguf))
+        plain = dataclasses.replace(traits, rope_factor=1.0)
+        np.testing.assert_array_equal(traits.rotary(traits.theta(0), 9)[0][::2], plain.rotary(plain.theta(0), 5)[0])
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ([("rope.scaling.type", STRING, "yarn")], "stretches positions by 'yarn', which is not supported"),
+        ([("rope.scaling.type", STRING, "longrope"), ("rope.scaling.factor", F32, 4.0)], "by 'longrope'"),
+        ([("rope.scaling.type", U32, 7)], "by '7'"),
+        ([("rope.scaling.type", STRING, "linear"), ("rope.scaling.factor", F32, 0.0)], "factor 0.0"),
+        ([("rope.scaling.factor", F32, float("nan"))], "factor nan"),
+        ([("rope.scaling.factor", F32, -2.0)], "factor -2.0"),
+        ([("rope.scale_linear", STRING, "8")], "factor '8'"),
+    ],
+)
+def test_other_ways_to_stretch_positions_are_refused(tmp_path: Path, extra, message: str) -> None:
+    entries = tuple(entry(f"llama.{key}", kind, value) for key, kind, value in extra)
+    with (
+        GGUF(tiny_llm.write_gguf(tmp_path / "model.gguf", extra=entries)) as gguf,
+        pytest.raises(SensoriumError, match=message),
+    ):
+        build(gguf, tmp_path / "g")
+    assert not (tmp_path / "g").exists()  # before anything is written
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,21 @@ from sensorium.backbones.onnx_graph import build
 
 DIM, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB, CONTEXT, WINDOW = 64, 4, 2, 16, 96, 7, 300, 1100, 8
 THETA, EPS = 5e4, 1e-5
+_Q4_1 = 3
 
 
-def write_gguf(path: Path, arch: str = "llama", *, tied: bool = True, context: int = CONTEXT, seed: int = 0) -> Path:
-    """A GGUF file with float32 weights whose logits spread over a few units."""
+def write_gguf(
+    path: Path,
+    arch: str = "llama",
+    *,
+    tied: bool = True,
+    context: int = CONTEXT,
+    seed: int = 0,
+    four_bits: bool = False,
+    extra: tuple[bytes, ...] = (),
+) -> Path:
+    """A GGUF file with float32 weights whose logits spread over a few units; those of the layers are Q4_1 with
+    `four_bits`. `extra` are further metadata entries."""
     random = np.random.default_rng(seed)
     fields = {
         "block_count": LAYERS,
@@ -68,10 +79,21 @@ def write_gguf(path: Path, arch: str = "llama", *, tied: bool = True, context: i
             values = random.normal(0, 0.5, shape)
         else:
             values = random.normal(0, 1.5 * shape[1] ** -0.5 if "embd" not in name else 0.5, shape)
-        table.append(tensor(name, shape[::-1], 0, len(body)))
-        body += padded(values.astype("<f4").tobytes())
-    path.write_bytes(padded(header(entries, table)) + body)
+        packed = four_bits and name.startswith("blk.") and len(shape) == 2
+        table.append(tensor(name, shape[::-1], _Q4_1 if packed else 0, len(body)))
+        body += padded(q4_1(values) if packed else values.astype("<f4").tobytes())
+    path.write_bytes(padded(header([*entries, *extra], table)) + body)
     return path
+
+
+def q4_1(values: np.ndarray) -> bytes:
+    """Values in blocks of 32 along the last axis: a step, an offset and 32 numbers of four bits."""
+    blocks = values.reshape(-1, 32)
+    offset = blocks.min(axis=1, keepdims=True).astype("<f2")
+    step = ((blocks.max(axis=1, keepdims=True) - offset) / 15).astype("<f2")
+    codes = np.clip(np.rint((blocks - offset) / step.astype(np.float32)), 0, 15).astype(np.uint8)
+    halves = codes[:, :16] | codes[:, 16:] << 4
+    return np.concatenate([step.view(np.uint8), offset.view(np.uint8), halves], axis=1).tobytes()
 
 
 def write_lora(path: Path, *, rank: int = 4, scale: float = 0.3, seed: int = 5) -> dict[str, np.ndarray]:

@@ -153,6 +153,7 @@ class Parts:
 
     def _graph(self, lora: Path | None, *, doubted: bool = False) -> Path:
         """The directory of the quantised graph, written on first use (seconds), and again when it was damaged."""
+        from sensorium.backbones.graph_cache import mark_used, prune
         from sensorium.backbones.onnx_graph import WRITER_VERSION, build
 
         quantization = self.composition.spec.backbone.quantization
@@ -169,6 +170,8 @@ class Parts:
                     with hub.atomic_dir(directory) as scratch, GGUF(self._path("backbone")) as gguf:
                         build(gguf, scratch, quantization=quantization, lora=lora, progress=self._show_layers)
                         seal(scratch)
+                    prune(directory)
+        mark_used(directory)
         return directory
 
     def _encoder(self, modality: str) -> Encoder:

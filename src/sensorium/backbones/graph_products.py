@@ -45,18 +45,29 @@ def nibbles_product(
     `x` is widened by the means of its blocks and by `A x`, the matrix by the columns that these are multiplied with
     (see `nibbles`): one large product instead of three.
     """
-    inputs, columns = [x], [np.empty((matrix.rows, 0), np.float32)]
+    inputs, padding = [x], 0
     if matrix.rest.any():
+        means = matrix.rest * np.float32(BLOCK)
         inputs.append(parts.node("AveragePool", [x], [f"{name}.means"], kernel_shape=[BLOCK], strides=[BLOCK]))
-        columns.append(matrix.rest * np.float32(BLOCK))
+        matrix = nibbles.beside(matrix, nibbles.quantize(means))
+        padding = -means.shape[1] % BLOCK
     if low_rank is not None:
-        a, b = low_rank
+        a, b = _two_digits(*low_rank)
+        # Rows of zeros, so that B begins a block of its own and shares no scale.
+        a = np.concatenate([np.zeros((padding, a.shape[1]), np.float32), a])
         inputs.append(blocks_product(parts, x, quantize(a), f"{name}.a"))
-        columns.append(b)
+        matrix = nibbles.beside(matrix, nibbles.quantize(b, symmetric=True))
     if len(inputs) > 1:
         x = parts.node("Concat", inputs, [f"{name}.wide"], axis=-1)
-        matrix = nibbles.beside(matrix, nibbles.quantize(np.concatenate(columns, axis=1)))
     return rounded_product(parts, x, matrix, name)
+
+
+def _two_digits(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """The pair A, B, and what four bits lose of B (half a step at most): 8 times as large, for an eighth of A, so that
+    it fits into the range of the same symmetric blocks."""
+    digit = np.float32(8)
+    lost = b - nibbles.quantize(b, symmetric=True).dequantize()
+    return np.concatenate([a, a / digit]), np.concatenate([b, lost * digit], axis=1)
 
 
 def _scales(parts: Parts, scales: Floats, name: str) -> str:

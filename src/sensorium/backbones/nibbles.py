@@ -74,12 +74,19 @@ def read(raw: Bytes, kind: str, columns: int) -> Nibbles | None:
     return Nibbles(unpacked(blocks[..., 4:]), scales, zeros.astype(np.uint8), offset + scales * zeros, columns)
 
 
-def quantize(weight: Floats, block: int = BLOCK) -> Nibbles:
-    """Round a float matrix [rows, columns] to nearest, at most a step of (max - min) / 15 away; 0 stays 0."""
+def quantize(weight: Floats, block: int = BLOCK, *, symmetric: bool = False) -> Nibbles:
+    """Round a float matrix [rows, columns] to nearest, at most a step of (max - min) / 15 away; 0 stays 0.
+
+    With `symmetric`, the range of a block reaches as far below 0 as above.
+    """
     rows, columns = weight.shape
     blocks = np.pad(weight, ((0, 0), (0, -columns % block))).reshape(rows, -1, block)
     low = np.minimum(blocks.min(axis=-1), 0)
-    scales = (np.maximum(blocks.max(axis=-1), 0) - low) / np.float32(_LEVELS)
+    high = np.maximum(blocks.max(axis=-1), 0)
+    if symmetric:
+        high = np.maximum(high, -low)
+        low = -high
+    scales = (high - low) / np.float32(_LEVELS)
     scales[scales == 0] = 1
     zeros = np.rint(-low / scales)
     codes = blocks / scales[..., None]
@@ -94,8 +101,8 @@ def stack(parts: Sequence[Nibbles]) -> Nibbles:
 
 
 def beside(left: Nibbles, right: Nibbles) -> Nibbles:
-    """Matrices with the same rows, side by side; the left one fills its last block."""
-    return _joined([left, right], 1, left.columns + right.columns)
+    """Matrices with the same rows, side by side; the right one begins a new block."""
+    return _joined([left, right], 1, left.codes.shape[1] * left.block + right.columns)
 
 
 def _joined(parts: Sequence[Nibbles], axis: int, columns: int) -> Nibbles:

@@ -76,10 +76,11 @@ def build(
         raise UsageError(f"max_context={max_context} leaves no room for a token; give 1 or more.")
     spec = spec_from_gguf(gguf)
     context = min(spec.context, max_context or DEFAULT_MAX_CONTEXT)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    traits = Traits.of(gguf, spec)
     adapter = LoRA(lora, spec) if lora else None
+    out_dir.mkdir(parents=True, exist_ok=True)
     with (out_dir / "weights.bin").open("wb") as file:
-        writer = _Writer(gguf, spec, quantization, adapter, Parts(file), context)
+        writer = _Writer(gguf, spec, traits, quantization == "int8", adapter, Parts(file), context)
         model = writer.model(progress or (lambda done, total: None))
     (out_dir / "model.onnx").write_bytes(model.SerializeToString())
     facts = {
@@ -96,11 +97,17 @@ def build(
 
 class _Writer:
     def __init__(
-        self, gguf: GGUF, spec: BackboneSpec, quantization: str, lora: LoRA | None, parts: Parts, context: int
+        self,
+        gguf: GGUF,
+        spec: BackboneSpec,
+        traits: Traits,
+        quantized: bool,
+        lora: LoRA | None,
+        parts: Parts,
+        context: int,
     ) -> None:
-        self.gguf, self.spec, self.lora, self.parts, self.context = gguf, spec, lora, parts, context
-        self.traits = Traits.of(gguf, spec)
-        self.quantized = quantization == "int8"
+        self.gguf, self.spec, self.traits, self.quantized = gguf, spec, traits, quantized
+        self.lora, self.parts, self.context = lora, parts, context
         self.embeddings: dict[str, Any] = {}
 
     # -- the whole graph ----------------------------------------------------------------------------------------

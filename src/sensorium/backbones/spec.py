@@ -28,6 +28,8 @@ _END_TOKENS = frozenset(
     {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|end|>"}
 )
 _CONTROL = 3
+# Where files give the factor of linear scaling: the current key and an older one.
+LINEAR_FACTORS = ("rope.scaling.factor", "rope.scale_linear")
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,6 @@ def spec_from_gguf(gguf: GGUF, fingerprint: str | None = None) -> BackboneSpec:
     tied = "output.weight" not in gguf.tensors
     if not tied:
         fields.expect("output.weight", (vocab, dim))
-    scaling = gguf.metadata.get(f"{arch}.rope.scaling.type", "none")
-    if "rope_freqs.weight" in gguf.tensors:
-        scaling = "llama3"
     default_theta = 1e6 if arch == "gemma3" else 1e4
     return BackboneSpec(
         arch=arch,
@@ -131,11 +130,22 @@ def spec_from_gguf(gguf: GGUF, fingerprint: str | None = None) -> BackboneSpec:
         fingerprint=fingerprint or gguf.fingerprint,
         bos_id=token_id(gguf, "bos", vocab),
         eos_ids=end_ids(gguf, vocab),
-        rope_scaling=str(scaling),
+        rope_scaling=_rope_scaling(gguf, arch),
         sliding_window=fields.count("attention.sliding_window", 0),
         qk_norm="blk.0.attn_q_norm.weight" in gguf.tensors,
         qkv_bias="blk.0.attn_q.bias" in gguf.tensors,
     )
+
+
+def _rope_scaling(gguf: GGUF, arch: str) -> str:
+    """ "none", "linear", "llama3" (a tensor of divisors), or whatever else the file asks for."""
+    factors = [key for key in LINEAR_FACTORS if gguf.metadata.get(f"{arch}.{key}") not in (None, 0, 1)]
+    kind = str(gguf.metadata.get(f"{arch}.rope.scaling.type", "linear" if factors else "none"))
+    extra = sorted(name for name in gguf.tensors if name.startswith("rope_f"))
+    if kind == "none" and extra == ["rope_freqs.weight"]:
+        return "llama3"
+    # Two schemes at once, or tables that change with the length of the text.
+    return " and ".join([kind, *extra])
 
 
 def template_kind(template: Any) -> str:

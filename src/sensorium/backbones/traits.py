@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sensorium.backbones.gguf import GGUF
-from sensorium.backbones.spec import BackboneSpec
+from sensorium.backbones.spec import LINEAR_FACTORS, BackboneSpec
 from sensorium.errors import SensoriumError
 
 # Gemma 3 attends locally in all but every sixth layer, with its own rotary base there (arXiv 2503.19786, section 2).
@@ -36,16 +37,7 @@ class Traits:
     def of(gguf: GGUF, spec: BackboneSpec) -> Traits:
         """The traits of an open model. Raises `SensoriumError` for a rotary scaling that is not supported."""
         gemma = spec.arch == "gemma3"
-        factor, divisors = 1.0, None
-        if spec.rope_scaling == "linear":
-            factor = float(gguf.metadata.get(f"{spec.arch}.rope.scaling.factor", 1.0))
-        elif spec.rope_scaling == "llama3":
-            divisors = gguf.load("rope_freqs.weight").reshape(-1)
-        elif spec.rope_scaling != "none":
-            raise SensoriumError(
-                f"The model file {gguf.path} stretches positions by {spec.rope_scaling!r}; supported are none, linear "
-                "and llama3."
-            )
+        factor, divisors = _stretch(gguf, spec)
         width = spec.dim / spec.heads if gemma and spec.layers == _GEMMA_27B_LAYERS else spec.head_dim
         return Traits(
             spec=spec,
@@ -79,3 +71,30 @@ class Traits:
         stretched = self.rope_factor if theta == self.spec.rope_theta else 1.0
         angles = np.arange(context, dtype=np.float64)[:, None] / stretched * frequencies
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def _stretch(gguf: GGUF, spec: BackboneSpec) -> tuple[float, NDArray[np.float32] | None]:
+    """The factor and the divisors [head_dim / 2] by which positions are stretched; refuses schemes other than these."""
+    if spec.rope_scaling == "none":
+        return 1.0, None
+    if spec.rope_scaling == "linear":
+        found = (gguf.metadata.get(f"{spec.arch}.{key}") for key in LINEAR_FACTORS)
+        factor = next((value for value in found if value is not None), 1.0)
+        if isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0 < factor < math.inf:
+            return float(factor), None
+        raise SensoriumError(
+            f"The model file {gguf.path} stretches positions by the factor {factor!r}, which is no positive number; "
+            "use another conversion of the model."
+        )
+    if spec.rope_scaling == "llama3":
+        divisors = gguf.load("rope_freqs.weight").reshape(-1)
+        if divisors.size == spec.head_dim // 2 and (divisors > 0).all() and np.isfinite(divisors).all():
+            return 1.0, divisors
+        raise SensoriumError(
+            f"The model file {gguf.path} should divide {spec.head_dim // 2} rotary frequencies by positive numbers and "
+            f"holds {divisors.size} values in rope_freqs.weight that do not fit; use another conversion of the model."
+        )
+    raise SensoriumError(
+        f"The model file {gguf.path} stretches positions by {spec.rope_scaling!r}, which is not supported; use a model "
+        "with none, linear or llama3."
+    )
