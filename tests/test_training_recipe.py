@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,12 +146,16 @@ def test_a_recipe_may_lack_what_set_gives(tmp_path, plan):
         load(tmp_path, plan, "train.steps=3")
 
 
+def kept(recipe):
+    return facts(recipe, recipe.plan()[0])
+
+
 def test_facts_hold_what_a_resumed_run_must_share(tmp_path, plan):
-    before = facts(load(tmp_path, plan))
+    before = kept(load(tmp_path, plan))
     for free in ("train.steps=99", "train.learning_rate.lora=0.1", "output=x", "name=y", "train.processes=2"):
-        assert facts(load(tmp_path, plan, free)) == before
+        assert kept(load(tmp_path, plan, free)) == before
     for bound in ("train.rows=8", "train.seed=5", "data.scenes=9", "lora.rank=9", "projector.options.hidden=9"):
-        assert facts(load(tmp_path, plan, bound)) != before
+        assert kept(load(tmp_path, plan, bound)) != before
     assert before["projector.options.hidden"] == 32
 
 
@@ -170,3 +175,70 @@ print(code, *sorted({"torch", "onnxruntime", "numpy"} & set(sys.modules)))
 
 def test_every_value_of_the_schema_survives_json(plan):
     assert Recipe.model_validate(yaml.safe_load(Recipe.model_validate(plan).dump())) == Recipe.model_validate(plan)
+
+
+# Stages ---------------------------------------------------------------------------------------------------------------
+
+
+def staged(plan):
+    return {
+        **plan,
+        "lora": {"rank": 2},
+        "stages": [
+            {"name": "align", "trains": ["projector"], "objective": "distill", "train": {"steps": 3}},
+            {"name": "instruct", "data": {"scenes": 50, "mix": {"single": 1.0}}},
+        ],
+    }
+
+
+def test_a_recipe_without_stages_is_one_stage(tmp_path, plan):
+    recipe = load(tmp_path, plan)
+    (stage,) = recipe.plan()
+    assert (stage.data, stage.train, stage.trains) == (recipe.data, recipe.train, None)
+    assert recipe.directory(stage) == Path(recipe.output)
+
+
+def test_a_stage_says_only_what_differs(tmp_path, plan):
+    recipe = load(tmp_path, staged(plan))
+    align, instruct = recipe.plan()
+    assert align.train == recipe.train.model_copy(update={"steps": 3}) and align.data == recipe.data
+    assert align.objective.kind == "distill" and align.trains == ("projector",)
+    assert instruct.data.scenes == 50 and instruct.data.seed == recipe.data.seed
+    assert instruct.data.mix == {"single": 1.0} and recipe.data.mix != instruct.data.mix  # weights are a whole
+    assert recipe.directory(align) == Path(recipe.output) / "align"
+    assert facts(recipe, align) != facts(recipe, instruct)
+
+
+def test_stages_are_changed_by_name_or_number(tmp_path, plan):
+    by_name = load(tmp_path, staged(plan), "stages.align.train.steps=9")
+    by_number = load(tmp_path, staged(plan), "stages.0.train.steps=9")
+    assert by_name == by_number and by_name.plan()[0].train.steps == 9
+    everywhere = load(tmp_path, staged(plan), "train.seed=5")
+    assert [stage.train.seed for stage in everywhere.plan()] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"lora": None}, "stage align trains a lora and the recipe declares none"),
+        ({"stages": [{"name": "a"}, {"name": "a"}]}, "two stages have one name"),
+        ({"stages": [{"name": "a", "trains": []}]}, "stage a trains nothing"),
+        ({"stages": [{"name": "Not A Name"}]}, "stages.0.name"),
+        ({"stages": [{"name": "a", "objective": "guess"}]}, "objective"),
+        ({"stages": [{"name": "a", "train": {"stepz": 3}}]}, "stepz"),
+        ({"stages": [{"name": "a", "train": {"processes": 2}}]}, "all stages run in the same processes"),
+        ({"stages": "align"}, "stages"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(tmp_path, plan, change, reason):
+    recipe = {**staged(plan), **change}
+    if "lora" in change:
+        recipe["stages"][0]["trains"] = ["projector", "lora"]
+    with pytest.raises(UsageError, match=re.escape(reason)):
+        load(tmp_path, recipe)
+
+
+def test_an_unknown_stage_cannot_be_changed(tmp_path, plan):
+    for key in ("stages.polish.train.steps", "stages.7.name", "stages"):
+        with pytest.raises(UsageError, match="stage"):
+            load(tmp_path, staged(plan), f"{key}=3")

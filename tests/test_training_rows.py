@@ -17,9 +17,9 @@ from sensorium.backbones.tokenizer import Tokenizer  # noqa: E402
 from sensorium.errors import SensoriumError  # noqa: E402
 from sensorium.prompt import IGNORE, Message, Slot, render  # noqa: E402
 from sensorium.training.backbone import load_llama  # noqa: E402
-from sensorium.training.objectives import next_token  # noqa: E402
 from sensorium.training.objectives.forward import additive_mask, place_media  # noqa: E402
-from sensorium.training.rows import Branch, Layout, pack, question_branch, split_conversation  # noqa: E402
+from sensorium.training.objectives.next_token import next_token  # noqa: E402
+from sensorium.training.rows import Branch, Layout, fitting, pack, question_branch, split_conversation  # noqa: E402
 
 MEDIA = 3
 QUESTIONS = [
@@ -130,8 +130,9 @@ def test_what_does_not_fit_is_left_out_whole(tokenizer):
     layout, made = branches(tokenizer, QUESTIONS)
     length = layout.length + len(made[0].ids) + len(made[2].ids)  # the long second one finds no room
     rows = pack(layout, [made[:3]], length)
-    assert (rows.branch == 2).sum() == 0
-    assert (rows.branch == 3).sum() == len(made[2].ids)
+    assert (rows.branch == 1).sum() == len(made[0].ids)
+    assert (rows.branch == 2).sum() == len(made[2].ids)
+    assert rows.branch.max() == 2
     with pytest.raises(SensoriumError, match=r"does not fit rows of \d+; raise train.row_tokens"):
         pack(layout, [made[:1]], layout.length + len(made[0].ids) - 1)
 
@@ -173,10 +174,10 @@ def test_rows_hold_their_invariants(batch):
     assert not np.triu(mask, 1).any()
     for row, branches_ in enumerate(samples):
         of = rows.branch[row]
-        for number, branch in enumerate(branches_, start=1):
+        kept = fitting(layout, branches_, length) if branches_ else []
+        assert of.max() == len(kept) and [b for b in branches_ if b in kept] == kept
+        for number, branch in enumerate(kept, start=1):
             places = np.flatnonzero(of == number)
-            if not len(places):
-                continue
             assert rows.ids[row, places].tolist() == list(branch.ids)
             assert rows.labels[row, places].tolist() == list(branch.labels)
             assert rows.positions[row, places].tolist() == list(range(layout.length, layout.length + len(places)))

@@ -176,7 +176,7 @@ def test_inference_sees_the_loss_that_training_saw(trained, material, cache):
     from sensorium.encoders import create
     from sensorium.projectors.mlp import MLPProjector
     from sensorium.training.backbone import load_llama
-    from sensorium.training.objectives import next_token
+    from sensorium.training.objectives.next_token import next_token
     from sensorium.training.recipe import LoraRecipe
     from sensorium.training.rows import pack, question_branch
 
@@ -354,6 +354,58 @@ def test_a_projector_alone_can_be_trained(recipe, sensorium):
     assert code == 0 and "lora" not in err
     assert "lora" not in (output / "composition" / "composition.yaml").read_text()
     assert sensorium("ask", "hi", "--model", output / "composition", "--max-tokens", 2)[0] == 0
+
+
+# Stages ---------------------------------------------------------------------------------------------------------------
+
+
+def staged(recipe, name, **changes):
+    stages = [
+        {"name": "align", "trains": ["projector"], "objective": "distill", "train": {"steps": 5}},
+        {"name": "instruct", "data": {"seed": 3}},
+    ]
+    return recipe(name, stages=stages, train__steps=6, train__checkpoint_every=100, **changes)
+
+
+def tensors(output):
+    from safetensors.torch import load_file
+
+    return {n: t for f in ("image", "lora") for n, t in load_file(output / "composition" / f"{f}.safetensors").items()}
+
+
+def test_stages_run_in_order_and_hold_still_what_they_do_not_train(recipe, sensorium):
+    path, output = staged(recipe, "staged")
+    code, _, err = sensorium("train", path)
+    assert code == 0, err
+    assert "Stage 1 of 2, align: distill" in err and "Stage 2 of 2, instruct: next_token" in err
+    first, second = err.split("Stage 2 of 2")
+    assert re.search(r"lora .* frozen", first) and re.search(r"lora .* trained", second)
+    assert "memory: about" in first and "time: about" in first
+    assert losses(output / "align").keys() == set(range(5)) and losses(output / "instruct").keys() == set(range(6))
+    from sensorium.training import checkpoint
+
+    aligned = checkpoint.trained(output / "align")
+    assert aligned and all(name.startswith("projector.") for name in aligned)
+    assert "text without media bit for bit the bare backbone's" in err
+    assert any(t.abs().sum() > 0 for n, t in tensors(output).items() if "lora_B" in n)
+
+
+@pytest.mark.parametrize("line", [r"step     2/5", r"step     2/6"])
+def test_a_staged_run_goes_on_where_it_was_killed(recipe, sensorium, cache, line):
+    path, whole = staged(recipe, "whole", train__log_every=1)
+    assert sensorium("train", path)[0] == 0
+    path, parts = staged(recipe, "parts", train__log_every=1)
+    child = start(path, home=cache)
+    wait_for(child, line)
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=300)
+    assert child.returncode == 130
+    code, _, err = sensorium("train", path, "--resume", parts)
+    assert code == 0, err
+    for stage in ("align", "instruct"):
+        assert losses(parts / stage) == losses(whole / stage)
+    one, two = tensors(whole), tensors(parts)
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 # Features -------------------------------------------------------------------------------------------------------------

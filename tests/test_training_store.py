@@ -148,9 +148,9 @@ def same(one, two):
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_step_is_the_same_for_any_number_of_processes(stream, share):
-    features, rows = stream(4, share=share).batch(7)
+    features, rows, _ = stream(4, share=share).batch(7)
     for rank in (0, 1):
-        part, part_rows = stream(2, rank, share=share).batch(7)
+        part, part_rows, _ = stream(2, rank, share=share).batch(7)
         assert np.array_equal(part, features[2 * rank : 2 * rank + 2])
         assert np.array_equal(part_rows.ids, rows.ids[2 * rank : 2 * rank + 2])
         assert np.array_equal(part_rows.weights, rows.weights[2 * rank : 2 * rank + 2])
@@ -165,13 +165,13 @@ def test_steps_differ_and_resuming_gives_the_same_ones(stream):
 
 def test_every_row_has_an_answer_to_learn(stream):
     for step in range(6):
-        features, rows = stream(share=0.3).batch(step)
+        features, rows, _ = stream(share=0.3).batch(step)
         assert features.shape == (4, GRID * GRID, DIM) and features.dtype == np.float32
         assert ((rows.labels >= 0).sum(axis=1) > 0).all()
 
 
 def test_yes_and_no_weigh_more(stream):
-    _, rows = stream(yesno_focus=3.0, questions={"yesno": 1.0}).batch(0)
+    _, rows, _ = stream(yesno_focus=3.0, questions={"yesno": 1.0}).batch(0)
     row, _, target, weight = rows.targets()
     words = {tokens[0] for tokens in map(stream.tokenizer.encode, ("Yes.", "No."))}
     first = [t for t, w in zip(target, weight) if w == 3.0]
@@ -205,3 +205,14 @@ def test_every_class_of_the_encoder_has_a_name_people_say():
     assert len(names) == 1000 and all(name and name == name.strip() for name, _ in names)
     assert set(dict(names)) >= WORN_OR_HELD  # a word that names no class would do nothing
     assert all("person" in also for name, also in names if name in WORN_OR_HELD)
+
+
+def test_text_twins_ask_the_same_behind_words(stream):
+    features, rows, twin = stream(twins=True).batch(3)
+    _, plain, none = stream().batch(3)
+    assert none is None
+    np.testing.assert_array_equal(rows.ids, plain.ids)
+    one, two = rows.targets(), twin.targets()
+    np.testing.assert_array_equal(one[2], two[2])
+    np.testing.assert_array_equal(one[0], two[0])
+    assert twin.media == (0, 0)

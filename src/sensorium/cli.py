@@ -179,8 +179,8 @@ def features(
     """Compute and cache the frozen features of a recipe. Needs the extra: pip install sensorium[train]."""
     if engine not in ("local", "ray"):
         raise UsageError(f"--engine is {engine!r}; use local or ray.")
-    store = _training("sensorium.training.run", "features")(recipe, engine=engine)
-    console.write(f"{store}\n")
+    for store in _training("sensorium.training.run", "features")(recipe, engine=engine):
+        console.write(f"{store}\n")
 
 
 @app.command(name="eval", short_help="Run the scorecard.")

@@ -126,6 +126,23 @@ def load(
     return step, dict(extra)
 
 
+def trained(directory: Path) -> dict[str, Tensor]:
+    """The trained tensors of a checkpoint, without what only its own run needs.
+
+    Raises:
+        SensoriumError: there is none, or it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / FILE
+    try:
+        with safe_open(str(path), "pt") as file:
+            names = [name for name in file.keys() if name.startswith("model.")]  # noqa: SIM118
+            return {name.removeprefix("model."): file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from None
+
+
 def _damaged(path: Path, error: Exception) -> SensoriumError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
     return SensoriumError(f"{path} is damaged ({reason}); delete it and train again.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from sensorium.training.llama import Llama
 from sensorium.training.loop import Loss
-from sensorium.training.objectives import next_token
-from sensorium.training.recipe import LearningRate
+from sensorium.training.objectives.distill import distill
+from sensorium.training.objectives.next_token import next_token
+from sensorium.training.recipe import LearningRate, ObjectiveRecipe
 from sensorium.training.rows import Rows
 
 CONCEPTS = ("keys.", "values")  # what starts from the frozen parts learns slower
-Batch = tuple[np.ndarray, Rows]
-Objective = Callable[[Llama, Tensor, Rows], tuple[Tensor, float]]
+NEXT_TOKEN = ObjectiveRecipe()
+Batch = tuple[np.ndarray, Rows, Rows | None]
 
 
 class Batches(Protocol):
     """Where batches come from (``data.stream.SampleStream``)."""
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Features float32 [rows, cells, dim] and their rows, of steps ``start`` to ``stop``."""
+        """Features float32 [rows, cells, dim], their rows and, for distillation, their text twins."""
 
 
 class ComposeTask:
@@ -34,11 +35,16 @@ class ComposeTask:
         projector, llm: the modules; only what requires gradients learns.
         stream: this process's batches.
         rates: peak learning rate of each part.
-        objective: what the embeddings [B, tokens, dim] of a batch are trained towards.
+        objective: what the stage minimises.
     """
 
     def __init__(
-        self, projector: nn.Module, llm: Llama, stream: Batches, rates: LearningRate, objective: Objective = next_token
+        self,
+        projector: nn.Module,
+        llm: Llama,
+        stream: Batches,
+        rates: LearningRate,
+        objective: ObjectiveRecipe = NEXT_TOKEN,
     ) -> None:
         self.projector, self.llm, self.stream, self.rates, self.objective = projector, llm, stream, rates, objective
 
@@ -60,8 +66,15 @@ class ComposeTask:
 
     def loss(self, batch: Batch) -> Loss:
         """The objective on one batch."""
-        features, rows = batch
-        mean, weight = self.objective(self.llm, self.projector(torch.from_numpy(features)), rows)
+        features, rows, twin = batch
+        embeds, towards = self.projector(torch.from_numpy(features)), self.objective
+        if towards.kind == "distill":
+            assert twin is not None
+            mean, weight = distill(
+                self.llm, embeds, rows, twin, temperature=towards.temperature, end_of_turn=towards.end_of_turn
+            )
+        else:
+            mean, weight = next_token(self.llm, embeds, rows)
         return Loss(mean, weight, int((rows.branch >= 0).sum()))
 
     def stepped(self) -> None:

@@ -38,12 +38,11 @@ def _concepts(
 ) -> dict[str, Any]:
     """What a concept projector starts from, as arguments of it."""
     from sensorium.training.data.stream import class_names
-    from sensorium.training.run import class_directions
     from sensorium.training.word_directions import word_directions
 
     start: dict[str, Any] = {}
     names = class_names()
-    start["directions"] = class_directions(frozen)
+    start["directions"] = frozen.class_directions()
     layout = frozen.features.layout
     learnt = word_directions(store, (layout.h, layout.w)) if recipe.words and store else None
     if learnt:

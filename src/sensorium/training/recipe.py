@@ -23,6 +23,7 @@ Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]*$")]
 SceneKind = Literal["single", "several", "count", "box", "photo", "empty"]
 Task = Literal["yesno", "describe", "what", "which", "count", "colour", "side"]
+Trained = Literal["projector", "lora"]
 
 
 class _Strict(BaseModel):
@@ -71,7 +72,7 @@ class LoraRecipe(_Strict):
     """Low-rank training of every linear layer of the backbone, active only with media."""
 
     rank: Width
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Annotated[float, Field(gt=0)] = 32.0
 
 
 class DataRecipe(_Strict):
@@ -127,8 +128,32 @@ class TrainRecipe(_Strict):
         return self
 
 
+class ObjectiveRecipe(_Strict):
+    """What a stage minimises; ``temperature`` and ``end_of_turn`` are those of `objectives.distill`."""
+
+    kind: Literal["next_token", "distill"] = "next_token"
+    temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    end_of_turn: Annotated[float, Field(ge=0, le=100)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """``objective: distill`` is short for ``objective: {kind: distill}``."""
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class StageRecipe(_Strict):
+    """One stage: what it says of data and train stands over what the recipe says for all stages."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+    objective: ObjectiveRecipe = ObjectiveRecipe()
+    trains: tuple[Trained, ...] | None = None  # None: everything the recipe declares
+    data: DataRecipe
+    train: TrainRecipe
+
+
 class Recipe(_Strict):
-    """One training run."""
+    """One training run: stages in order, or a single one when none are listed."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     composition: Text
@@ -137,6 +162,31 @@ class Recipe(_Strict):
     lora: LoraRecipe | None = None
     data: DataRecipe
     train: TrainRecipe
+    stages: tuple[StageRecipe, ...] = ()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError("two stages have one name; their checkpoints would collide")
+        for stage in self.stages:
+            if stage.trains == ():
+                raise ValueError(f"stage {stage.name} trains nothing; list projector, lora or both under trains")
+            if "lora" in (stage.trains or ()) and not self.lora:
+                raise ValueError(
+                    f"stage {stage.name} trains a lora and the recipe declares none; add lora: {{rank: 16}}"
+                )
+            if stage.train.processes != self.train.processes:
+                raise ValueError("all stages run in the same processes; set train.processes once, for the recipe")
+        return self
+
+    def plan(self) -> tuple[StageRecipe, ...]:
+        """The stages to run; a recipe that lists none is one stage."""
+        return self.stages or (StageRecipe(name="train", data=self.data, train=self.train),)
+
+    def directory(self, stage: StageRecipe) -> Path:
+        """Where a stage keeps its checkpoint and log: the output itself when there is one stage."""
+        return Path(self.output) / stage.name if self.stages else Path(self.output)
 
     def dump(self) -> str:
         """The resolved recipe as YAML, as it is saved with the run."""
@@ -158,16 +208,45 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(changed, override)
     try:
-        return config.validate(changed, Recipe, path, lines)
+        return config.validate(_spread(changed), Recipe, path, lines)
     except UsageError as error:
         _blame(data, overrides, path)
         raise error from None
 
 
-def facts(recipe: Recipe) -> dict[str, Any]:
-    """What must stay the same when a run is resumed, by dotted key: the rest (steps, rates, output, ...) may change."""
-    kept = recipe.model_dump(mode="json", include={"projector", "lora", "data"})
-    kept["train"] = recipe.train.model_dump(mode="json", include={"rows", "row_tokens", "precision", "seed"})
+def _spread(data: dict[str, Any]) -> dict[str, Any]:
+    """Put the recipe's own data and train under those of each stage, so that a stage names only what differs."""
+    stages = data.get("stages")
+    if not isinstance(stages, list):
+        return data
+    spread = copy.deepcopy(data)
+    for stage in spread["stages"]:
+        if isinstance(stage, dict):
+            for section in ("data", "train"):
+                stage[section] = _over(data.get(section), stage.get(section))
+    return spread
+
+
+def _over(below: Any, above: Any) -> Any:
+    if above is None:
+        return copy.deepcopy(below)
+    if isinstance(below, dict) and isinstance(above, dict):
+        # weights are a whole: a stage's mix of questions is not added to the recipe's
+        whole = ("mix", "questions", "options")
+        return {
+            k: above[k] if k in above and (k in whole or k not in below) else _over(below.get(k), above.get(k))
+            for k in (*below, *(key for key in above if key not in below))
+        }
+    return above
+
+
+def facts(recipe: Recipe, stage: StageRecipe) -> dict[str, Any]:
+    """What must stay the same when a stage is resumed, by dotted key: the rest (steps, rates, output) may change."""
+    kept = recipe.model_dump(mode="json", include={"projector", "lora"})
+    kept["data"] = stage.data.model_dump(mode="json")
+    kept["train"] = stage.train.model_dump(mode="json", include={"rows", "row_tokens", "precision", "seed"})
+    if recipe.stages:
+        kept["stage"] = stage.model_dump(mode="json", include={"name", "objective", "trains"})
     return dict(_flat(kept, ()))
 
 
@@ -192,11 +271,23 @@ def _override(data: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     at: Any = data
     for name in parents:
+        if isinstance(at, list):  # stages go by name or by number
+            named = [
+                i
+                for i, item in enumerate(at)
+                if str(i) == name or (isinstance(item, dict) and item.get("name") == name)
+            ]
+            if not named:
+                raise UsageError(f"--set {shown!r}: the recipe has no stage {name[:40]!r}.")
+            at = at[named[0]]
+            continue
         if at.get(name) is None:
             at[name] = {}
         at = at[name]
-        if not isinstance(at, dict):
+        if not isinstance(at, dict | list):
             raise UsageError(f"--set {shown!r}: {name[:40]!r} holds no keys; see the recipe for what it has.")
+    if not isinstance(at, dict):
+        raise UsageError(f"--set {shown!r}: name a stage and a key, for example stages.align.train.steps=100.")
     at[last] = value
 
 
@@ -205,10 +296,10 @@ def _blame(data: dict[str, Any], overrides: Sequence[str], path: Path) -> None:
     if not overrides:
         return
     try:
-        config.validate(data, Recipe, path)
+        config.validate(_spread(data), Recipe, path)
     except UsageError:
         return
     for override in overrides:
         _override(data, override)
         shown = override if len(override) <= 60 else override[:57] + "..."
-        config.validate(data, Recipe, Path(f"--set {shown!r}"))
+        config.validate(_spread(data), Recipe, Path(f"--set {shown!r}"))

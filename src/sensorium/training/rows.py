@@ -108,6 +108,24 @@ class Rows:
         return rows, places - 1, self.labels[rows, places], self.weights[rows, places]
 
 
+def fitting(layout: Layout, branches: Sequence[Branch], length: int) -> list[Branch]:
+    """The branches that fit a row of ``length``, in order; a shorter one may follow one that does not fit.
+
+    Raises:
+        SensoriumError: not even the first one fits.
+    """
+    at, kept = layout.length, []
+    for number, branch in enumerate(branches):
+        if at + len(branch.ids) <= length:
+            kept.append(branch)
+            at += len(branch.ids)
+        elif number == 0:
+            raise SensoriumError(
+                f"A sample of {at + len(branch.ids)} tokens does not fit rows of {length}; raise train.row_tokens."
+            )
+    return kept
+
+
 def pack(layout: Layout | Sequence[Layout], samples: Sequence[Sequence[Branch]], length: int) -> Rows:
     """Place each picture's branches in a row of ``length``; those that do not fit are left out, the first must fit.
 
@@ -130,14 +148,8 @@ def pack(layout: Layout | Sequence[Layout], samples: Sequence[Sequence[Branch]],
         positions[row, :shared] = np.arange(shared)
         branch_of[row, :shared] = 0
         at = shared
-        for number, branch in enumerate(branches, start=1):
+        for number, branch in enumerate(fitting(own, branches, length), start=1):
             size = len(branch.ids)
-            if at + size > length:
-                if number == 1:
-                    raise SensoriumError(
-                        f"A sample of {shared + size} tokens does not fit rows of {length}; raise train.row_tokens."
-                    )
-                continue
             ids[row, at : at + size] = branch.ids
             labels[row, at : at + size] = branch.labels
             positions[row, at : at + size] = shared + np.arange(size)

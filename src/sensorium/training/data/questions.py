@@ -166,6 +166,16 @@ class Asker:
                 return word
         return None
 
+    def twin(self, scene: Mapping[str, Any]) -> str:
+        """Words that say what the labels know: what a model that reads text is told in the picture's place."""
+        objects = sorted(scene["objects"], key=lambda o: o["x"])
+        if not objects:
+            return "(A picture of nothing in particular.)"
+        said = listing([_phrase(o) for o in objects])
+        where = f" in {indefinite(scene['box'])}" if scene["box"] else ""
+        order = ", from left to right" if len(objects) > 1 else ""
+        return f"(A picture of {said}{where}{order}.)"
+
     # One method a task; each returns None when the labels do not decide it -------------------------------------------
 
     def presence(self, scene: Mapping[str, Any], rng: Rng, yes: bool | None = None) -> QA | None:

@@ -185,6 +185,7 @@ def _shift_colour(rgb: Image.Image, rng: Rng) -> Image.Image:
     return rgb
 
 
+MOULDED = 0.4
 FLAT = ("emoji-flat", "clipart", "drawing")  # styles that a relief may turn into something like a render
 
 
@@ -214,10 +215,15 @@ def relief(picture: Image.Image, rng: Rng) -> Image.Image:
     return result
 
 
-def paste(canvas: Image.Image, item: Item, x: float, y: float, size: float, rng: Rng, tilt: float = 12.0) -> Placed:
-    """Put a cut-out's centre at (x, y), its larger side ``size``, all as fractions of the canvas."""
+def paste(
+    canvas: Image.Image, item: Item, x: float, y: float, size: float, rng: Rng, tilt: float = 12.0, moulded: float = 0.0
+) -> Placed:
+    """Put a cut-out's centre at (x, y), its larger side ``size``, all as fractions of the canvas.
+
+    ``moulded`` is the share of flat drawings that get a relief: for training scenes alone.
+    """
     picture = open_cutout(item)
-    if item.style in FLAT and rng.random() < 0.4:
+    if moulded and item.style in FLAT and rng.random() < moulded:
         picture = relief(picture, rng)
     if rng.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -364,7 +370,7 @@ def compose(pool: Pool, seed: int, mix: dict[str, float] | None = None) -> Scene
         canvas, ground = background(rng, pool.backgrounds)
         canvas = canvas.copy()
         if kind == "single":
-            placed.append(paste(canvas, pool.item(rng), *places_for(rng, 1)[0], rng))
+            placed.append(paste(canvas, pool.item(rng), *places_for(rng, 1)[0], rng, moulded=MOULDED))
         elif kind == "several":
             n = int(rng.choice([2, 3, 4], p=[0.6, 0.28, 0.12]))
             names: list[str] = []
@@ -375,23 +381,41 @@ def compose(pool: Pool, seed: int, mix: dict[str, float] | None = None) -> Scene
                         break
                     item = pool.item(rng)
                 names.append(item.name)
-                placed.append(paste(canvas, item, x, y, size, rng))
+                placed.append(paste(canvas, item, x, y, size, rng, moulded=MOULDED))
         elif kind == "count":
             item = pool.item(rng)
             same = pool.by_name[item.name]
             n = int(rng.integers(1, 6))
             for x, y, size in places_for(rng, n):
                 pick = item if rng.random() < 0.7 else same[int(rng.integers(len(same)))]
-                placed.append(paste(canvas, pick, x, y, min(size, 0.6), rng, tilt=5))
+                placed.append(paste(canvas, pick, x, y, min(size, 0.6), rng, tilt=5, moulded=MOULDED))
             if rng.random() < 0.3 and n <= 3:  # one stranger, so that counting needs the noun
-                placed.append(paste(canvas, pool.item(rng), rng.uniform(0.1, 0.9), rng.uniform(0.8, 0.92), 0.25, rng))
+                placed.append(
+                    paste(
+                        canvas,
+                        pool.item(rng),
+                        rng.uniform(0.1, 0.9),
+                        rng.uniform(0.8, 0.92),
+                        0.25,
+                        rng,
+                        moulded=MOULDED,
+                    )
+                )
         elif kind == "box":
             box, (left, top, right, bottom) = _draw_box(canvas, rng)
             n = int(rng.integers(1, 4))
             for x, y, size in places_for(rng, n):
                 at_x = left + (right - left) * min(max(x, 0.2), 0.8)
                 at_y = top + (bottom - top) * min(max(y, 0.2), 0.8)
-                put = paste(canvas, pool.item(rng), at_x, at_y, min(size, 0.8) * min(right - left, bottom - top), rng)
+                put = paste(
+                    canvas,
+                    pool.item(rng),
+                    at_x,
+                    at_y,
+                    min(size, 0.8) * min(right - left, bottom - top),
+                    rng,
+                    moulded=MOULDED,
+                )
                 placed.append(Placed(put.item, put.x, put.y, put.w, put.h, inside=True))
     return Scene(np.asarray(degrade(canvas, rng)), tuple(placed), kind, box, ground)
 

@@ -21,7 +21,7 @@ from sensorium.training.data import vocabulary
 from sensorium.training.data.questions import Asker, Vocabulary, balanced
 from sensorium.training.data.scenes import Item
 from sensorium.training.data.words import word_list
-from sensorium.training.rows import Branch, Rows, pack, question_branch
+from sensorium.training.rows import Branch, Layout, Rows, fitting, pack, question_branch
 from sensorium.training.scene_store import SceneStore
 
 EVERYDAY = sorted(word_list("everyday"))
@@ -56,6 +56,7 @@ class SampleStream:
         questions: weights of the question kinds; None for the defaults.
         dropout: share of a picture's feature channels that are left out each time it is seen.
         yesno_focus: weight of the yes or no in the loss, beside 1 of every other token.
+        twins: also give, for every row, the same questions behind words in the place of the picture.
         seed, rank: which stream this is; rank r has the rows from ``r * rows`` on of each step.
     """
 
@@ -74,13 +75,14 @@ class SampleStream:
         dropout: float = 0.0,
         questions: Mapping[str, float] | None = None,
         yesno_focus: float = 1.0,
+        twins: bool = False,
         seed: int = 0,
         rank: int = 0,
     ) -> None:
         self.store, self.classes, self.grid = store, classes, grid
         self.rows, self.row_tokens, self.class_share = rows, row_tokens, class_share if classes else 0.0
         self.questions, self.seed, self.rank = dict(questions or {}) or None, seed, rank
-        self.focus, self.dropout = yesno_focus, dropout
+        self.focus, self.dropout, self.twins, self.tokenizer = yesno_focus, dropout, twins, tokenizer
         self.names = class_names() if classes else []
         self.denied = [frozenset(vocabulary.not_deniable(name)) | set(also) for name, also in self.names]
         known = [(i.name, i.also) for i in items if i.kind != "background"]
@@ -96,14 +98,25 @@ class SampleStream:
         self.branch = lru_cache(200_000)(lambda q, a, f=1.0: question_branch(q, a, tokenizer, media_tokens, f))
         self.layout = self.branch("?", "!")[0]
 
-    def batch(self, step: int) -> tuple[np.ndarray, Rows]:
-        """Features float32 [rows, cells, dim] and the rows that go with them."""
+    def batch(self, step: int) -> tuple[np.ndarray, Rows, Rows | None]:
+        """Features float32 [rows, cells, dim], the rows that go with them, and their text twins if wanted."""
         first = self.rank * self.rows
         drawn = [self._row(step, index) for index in range(first, first + self.rows)]
-        return np.stack([cells for cells, _ in drawn]), pack(self.layout, [row for _, row in drawn], self.row_tokens)
+        branches = [fitting(self.layout, made, self.row_tokens) for _, made, _ in drawn]
+        rows = pack(self.layout, branches, self.row_tokens)
+        return np.stack([cells for cells, _, _ in drawn]), rows, self._twins(branches, drawn) if self.twins else None
 
-    def _row(self, step: int, index: int) -> tuple[np.ndarray, list[Branch]]:
-        """One picture's features and the questions about it."""
+    def _twins(self, branches: Sequence[Sequence[Branch]], drawn: Sequence[Any]) -> Rows:
+        """The same branches behind a sentence about each picture, where its tokens would stand."""
+        layouts = [
+            Layout(self.layout.before + tuple(self.tokenizer.encode(self.asker.twin(labels))), 0)
+            for _, _, labels in drawn
+        ]
+        longest = max(layout.length + sum(len(b.ids) for b in made) for layout, made in zip(layouts, branches))
+        return pack(layouts, branches, longest)
+
+    def _row(self, step: int, index: int) -> tuple[np.ndarray, list[Branch], dict[str, Any]]:
+        """One picture's features, the questions about it and its labels."""
         rng = np.random.default_rng([self.seed, step, index])
         for _ in range(ATTEMPTS):
             if rng.random() < self.class_share:
@@ -115,7 +128,7 @@ class SampleStream:
             if asked:
                 focus = [self.focus if qa.task == "yesno" else 1.0 for qa in asked]
                 branches = [self.branch(qa.question, qa.answer, f)[1] for qa, f in zip(asked, focus)]
-                return self._drop(np.asarray(cells, np.float32), rng), branches
+                return self._drop(np.asarray(cells, np.float32), rng), branches, labels
         raise SensoriumError(
             f"{ATTEMPTS} scenes in a row allow none of the recipe's questions; give data.questions or data.mix more "
             "kinds."
@@ -128,9 +141,9 @@ class SampleStream:
         kept = np.greater_equal(rng.random(cells.shape[-1:]), self.dropout).astype(np.float32)
         return cells * kept / np.float32(1 - self.dropout)
 
-    def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, Rows]]:
+    def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, Rows, Rows | None]]:
         """Batches of steps ``start`` to ``stop``, drawn ahead in a thread."""
-        ready: queue.Queue[tuple[np.ndarray, Rows] | BaseException] = queue.Queue(4)
+        ready: queue.Queue[tuple[np.ndarray, Rows, Rows | None] | BaseException] = queue.Queue(4)
         ended = threading.Event()
 
         def draw() -> None:

@@ -46,7 +46,7 @@ def sample_of(record: object, where: str, root: Root, question: str, source: str
         UsageError: it is no mapping, holds no conversation, or its pictures and their places do not match.
     """
     if not isinstance(record, Mapping):
-        raise UsageError(f"the record is a {type(record).__name__}; a sample is an object with `messages`.")
+        raise UsageError(f"the record is of type {type(record).__name__}; a sample is an object with `messages`.")
     given = [root.reference(value, where) for value in _listed(record, PICTURES)]
     pictures = _Pictures(given, root, where)
     turns = pictures.placed([_turn(pictures, turn) for turn in _turns(record, question)])
@@ -97,13 +97,15 @@ def _listed(record: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
 def _turn(pictures: _Pictures, turn: object) -> tuple[str, list[Any]]:
     """(role, texts and pictures) of one turn."""
     if not isinstance(turn, Mapping):
-        raise UsageError(f"a turn is a {type(turn).__name__}; write {{'role': 'user', 'content': 'text'}}.")
+        raise UsageError(f"a turn is of type {type(turn).__name__}; write {{'role': 'user', 'content': 'text'}}.")
     role = str(turn.get("role") or turn.get("from"))
     role, content = ROLES.get(role, role), turn.get("content", turn.get("value"))
     if isinstance(content, str):
         return role, pictures.marked(content) if role == "user" else [content]
     if not isinstance(content, (list, tuple)):
-        raise UsageError(f"the content of a {role} turn is a {type(content).__name__}; give a text or a list of parts.")
+        raise UsageError(
+            f"the content of the {role} turn is of type {type(content).__name__}; give a text or a list of parts."
+        )
     return role, [p for part in content for p in pictures.part(part)]
 
 

@@ -34,6 +34,8 @@ def open_set(path: str | Path, kind: str | None = None, **options: Any) -> Reade
     """
     path = Path(path)
     try:
+        if "\0" in str(path):
+            raise ValueError("NUL")
         if not path.exists():
             raise UsageError(f"{path} does not exist; give the file or directory of a data set.")
     except (OSError, ValueError):

@@ -65,4 +65,6 @@ class Root:
         if isinstance(value, str):
             path = self.file(value)
             return MediaRef(shown(path), path=path)
-        raise UsageError(f"a picture is given as {type(value).__name__}; give a path, bytes or a data: URL.")
+        raise UsageError(
+            f"a picture is given as a value of type {type(value).__name__}; give a path, bytes or a data: URL."
+        )

@@ -85,11 +85,15 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one
+                    if member.size < 0 or archive.offset > length + tarfile.BLOCKSIZE:
+                        raise tarfile.ReadError(f"{member.name[:80]} goes beyond the end")
                     if not member.isreg() or member.issparse():
                         continue
-                    if member.offset_data + member.size > length:
-                        raise tarfile.ReadError(f"{member.name[:80]} goes beyond the end")
                     yield member.name, member.offset_data, member.size
+                # Whatever is no header ends the loop. Only a block of zeros is an end that the writer has written.
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("no end mark")
         except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
             raise SensoriumError(
                 f"{path} is no plain tar file, or is damaged or cut off ({str(error)[:100] or type(error).__name__}); "

@@ -1,0 +1,124 @@
+"""A recipe of kind `clip`: which heads are trained between two frozen towers, on which pairs, and how long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SceneKind = Literal["single", "several", "count", "box", "photo", "empty"]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]*$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class HeadRecipe(_Strict):
+    """One head: ``depth`` hidden layers of ``hidden`` before the last linear one; 0 is a linear head."""
+
+    depth: Annotated[int, Field(ge=0, le=4)] = 0
+    hidden: Annotated[int, Field(ge=8, le=8192)] = 768
+
+
+class HeadsRecipe(_Strict):
+    """Both heads.
+
+    ``start: concepts`` begins as the classes of the image encoder's own classifier, each placed at what the text tower
+    makes of its name (ConSE, Norouzi et al. 2013, arXiv 1312.5650); ``random`` begins with nothing.
+    """
+
+    dim: Annotated[int, Field(ge=8, le=4096)] = 384
+    image: HeadRecipe = HeadRecipe(depth=1)
+    text: HeadRecipe = HeadRecipe()
+    start: Literal["concepts", "random"] = "random"
+
+
+class ClipData(_Strict):
+    """Pairs of pictures and texts.
+
+    Scenes of named pictures come from the feature store that other recipes fill too: with the same catalogue, seed and mix
+    nothing is computed again. ``pairs`` is a JSONL file or a folder of pictures with texts (see `training.clip_pairs`).
+    """
+
+    catalogue: Text | None = None
+    scenes: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
+    mix: dict[SceneKind, Annotated[float, Field(ge=0)]] = {}
+    captions: Annotated[int, Field(ge=1, le=16)] = 2
+    pairs: Text | None = None
+    repeat_pairs: Annotated[int, Field(ge=1, le=1000)] = 1
+
+    @field_validator("mix")
+    @classmethod
+    def _drawable(cls, mix: dict[SceneKind, float]) -> dict[SceneKind, float]:
+        if mix and not sum(mix.values()) > 0:
+            raise ValueError("all weights are zero, so nothing could be drawn; raise one")
+        return mix
+
+    @model_validator(mode="after")
+    def _something(self) -> ClipData:
+        if not self.scenes and not self.pairs:
+            raise ValueError("it names neither scenes nor pairs; give one of them")
+        return self
+
+
+class ClipTrain(_Strict):
+    """How long and how fast; the names are those that `loop.train_loop` reads."""
+
+    steps: Count
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    batch: Annotated[int, Field(ge=2, le=65536)] = 512
+    chunk: Count | None = None
+    learning_rate: Rate = 1e-3
+    concept_rate: Rate = 2e-4
+    dropout: Share = 0.0
+    warmup: Annotated[int, Field(ge=0, lt=2**31)] = 20
+    weight_decay: Share = 0.01
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    seed: Seed = 0
+    checkpoint_every: Count = 500
+    log_every: Count = 50
+
+    @model_validator(mode="after")
+    def _divides(self) -> ClipTrain:
+        if self.batch % self.processes or self.batch // self.processes < 2:
+            raise ValueError(
+                f"batch ({self.batch}) must be a multiple of processes ({self.processes}), with 2 pairs for each"
+            )
+        return self
+
+
+class ClipRecipe(_Strict):
+    """One training of heads. ``composition`` declares the two frozen encoders."""
+
+    kind: Literal["clip"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    composition: Text
+    output: Text
+    loss: Literal["clip", "siglip"] = "clip"
+    heads: HeadsRecipe = HeadsRecipe()
+    data: ClipData
+    train: ClipTrain
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML, as it is saved with the run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a recipe file is of this kind. False for what cannot be read: the reader of the other kind says why."""
+    from sensorium import config
+    from sensorium.errors import UsageError
+
+    try:
+        return config.read_yaml(path)[0].get("kind") == "clip"
+    except UsageError:
+        return False

@@ -1,0 +1,138 @@
+"""What is shown before a stage's first step: every part, what learns, the memory it needs and how long it will take."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sensorium.errors import SensoriumError
+from sensorium.training.recipe import StageRecipe
+
+if TYPE_CHECKING:
+    from sensorium.training.frozen import Frozen
+    from sensorium.training.llama import Llama
+    from sensorium.training.recipe import Recipe
+
+ADAM = 8  # bytes of optimizer state for each trained parameter: two moments in float32
+KEPT = 34  # numbers of width `dim` that a block keeps of each token for the backward pass, its feed-forward included
+EFFICIENCY = 0.35  # of a large matrix product's speed that a whole step reaches; measured on 2 cores
+
+
+def overview_of(plan: Recipe, stage: StageRecipe, frozen: Frozen, projector: nn.Module, llm: Llama, number: int) -> str:
+    """The table of a stage.
+
+    Raises:
+        SensoriumError: nothing would learn.
+    """
+    learns = trained(projector) + trained(llm)
+    if not learns:
+        raise SensoriumError(
+            f"Stage {stage.name} trains nothing: every part is frozen; let the projector or a LoRA learn."
+        )
+    stages = plan.plan()
+    heading = [f"Stage {number + 1} of {len(stages)}, {stage.name}: {stage.objective.kind}"] if plan.stages else []
+    needs, has = memory(stage, projector, llm), available()
+    tokens = stage.train.rows * stage.train.row_tokens
+    facts = [
+        f"{stage.train.steps} steps of {stage.train.rows} rows, {tokens:,} tokens a step, {stage.train.precision}, "
+        f"{stage.train.processes} process{'es' if stage.train.processes > 1 else ''}",
+        f"memory: about {needs / 1e9:.1f} GB needed" + (f", {has / 1e9:.1f} GB available" if has else ""),
+        f"time: about {duration(stage, llm)}",
+    ]
+    if has and needs > has:
+        facts.append("warning: this may not fit; lower train.rows, train.row_tokens or train.processes")
+    return "\n".join([*heading, parts_table(frozen, projector, llm), *facts])
+
+
+def parts_table(frozen: Frozen, projector: nn.Module, llm: Llama) -> str:
+    """Every part with its parameters, frozen or trained, as lines of text."""
+    declared = frozen.composition.spec.encoders["image"]
+    size = f"{frozen.encoder.stat().st_size / 1e6:.1f} MB"
+    lora = sum(p.numel() for n, p in llm.named_parameters() if ".lora_" in n)
+    backbone = sum(p.numel() for p in llm.parameters()) - lora
+    dtype = str(llm.dtype).removeprefix("torch.")
+    shape = f"{llm.shape.layers} layers of width {llm.shape.dim}"
+    kind = type(projector).__name__
+    rows = [
+        ("encoders.image", "", "frozen", "", f"{declared.kind}, {size}, run by ONNX Runtime, features cached"),
+        ("backbone", backbone, "frozen", dtype, shape),
+        ("lora", lora, state(llm), "float32", "active only in conversations that hold media"),
+        ("projectors.image", trained(projector), "trained", "float32", kind),
+        ("projectors.image", count(projector) - trained(projector), "frozen", "float32", kind),
+    ]
+    lines = [f"{'part':<18}{'parameters':>14}  {'state':<8} {'dtype':<9} what"]
+    for name, number, how, kept, what in rows:
+        if number != 0:
+            shown = f"{number:,}" if isinstance(number, int) else ""
+            lines.append(f"{name:<18}{shown:>14}  {how:<8} {kept:<9} {what}")
+    return "\n".join(lines)
+
+
+def count(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def trained(module: nn.Module) -> int:
+    """Parameters of a module that learn."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def state(module: nn.Module) -> str:
+    """ "trained" if anything of a module learns."""
+    return "trained" if trained(module) else "frozen"
+
+
+def memory(stage: StageRecipe, projector: nn.Module, llm: Llama) -> float:
+    """Bytes that all processes need at their peak, roughly: weights, gradients, optimizer, what backward keeps."""
+    width = 2 if llm.dtype == torch.bfloat16 else 4
+    weights = sum(p.numel() * p.element_size() for m in (projector, llm) for p in m.parameters())
+    learning = (trained(projector) + trained(llm)) * (4 + ADAM)
+    tokens = stage.train.rows / stage.train.processes * stage.train.row_tokens
+    shape = llm.shape
+    block = KEPT * shape.dim + 4 * shape.heads * stage.train.row_tokens  # the scores are kept in float32, too
+    activations = tokens * shape.layers * block * width
+    logits = 0.4 * tokens * shape.vocab * 4 * 2  # targets are at most two fifths of the positions
+    return stage.train.processes * (weights + learning + activations + logits + 0.6e9)
+
+
+def available() -> float:
+    """Bytes of memory that may be used; 0 where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return float(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    except (OSError, ValueError, AttributeError):
+        return 0.0
+
+
+def duration(stage: StageRecipe, llm: Llama) -> str:
+    """How long a stage takes, from the speed of a matrix product here and now; no longer than it is allowed."""
+    blocks = sum(p.numel() for n, p in llm.blocks.named_parameters() if ".lora_" not in n)
+    # forward and the backward pass to the activations; the frozen weights need no gradient of their own
+    flops = 4.0 * blocks * stage.train.rows * stage.train.row_tokens
+    flops += 4 * 0.4 * stage.train.rows * stage.train.row_tokens * llm.shape.dim * llm.shape.vocab
+    minutes = flops * stage.train.steps / (speed(llm.dtype) * EFFICIENCY) / 60
+    limit = stage.train.minutes
+    shown = f"{minutes:.0f} min" if minutes >= 1 else "a minute at most"
+    return f"{limit:g} min (its limit; all steps would take {shown})" if limit and limit < minutes else shown
+
+
+def speed(dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a matrix product in this process."""
+    a, b = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    a @ b
+    began, rounds = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.1:
+        a @ b
+        rounds += 1
+    return rounds * 2 * 512 * 1024 * 1024 / (time.perf_counter() - began)

@@ -1,0 +1,188 @@
+"""One process of a run: parts are loaded once, then each stage trains what it names and proves what it left alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sensorium import hub
+from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.spec import spec_from_gguf
+from sensorium.backbones.threads import physical_cores
+from sensorium.backbones.tokenizer import Tokenizer
+from sensorium.errors import SensoriumError
+from sensorium.projectors.spec import tokens_for
+from sensorium.training import checkpoint
+from sensorium.training.backbone import digest_frozen, load_llama
+from sensorium.training.compose_task import ComposeTask
+from sensorium.training.frozen import Frozen
+from sensorium.training.llama import Llama, without_lora
+from sensorium.training.loop import Progress, train_loop
+from sensorium.training.overview import overview_of
+from sensorium.training.processes import StopRequest
+from sensorium.training.projectors import create_projector
+from sensorium.training.recipe import Recipe, StageRecipe
+from sensorium.training.run import DONE, say
+from sensorium.training.scene_store import SceneStore
+from sensorium.training.write import write_composition
+
+if TYPE_CHECKING:
+    from sensorium.training.data.stream import SampleStream
+
+
+def worker(
+    rank: int,
+    address: str,
+    plan: Recipe,
+    frozen: Frozen,
+    kept: Sequence[dict[str, Any]],
+    stores: Sequence[Path],
+    first: int,
+    resume: bool,
+) -> None:
+    """Run a recipe's stages from ``first`` on; rank 0 writes.
+
+    Args:
+        rank, address: which process this is, and where the processes meet.
+        plan, frozen: the recipe and its frozen parts.
+        kept: for each stage, what a checkpoint and the run that resumes it have in common.
+        stores: for each stage, the directory of its features.
+        first: the stage to begin with; the one before it has left a checkpoint.
+        resume: go on from the checkpoint of ``first``, if it has one.
+    """
+    world = plan.train.processes
+    if world > 1:
+        torch.set_num_threads(max(1, physical_cores() // world))
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    torch.manual_seed(plan.train.seed)
+    stages = plan.plan()
+    with GGUF(frozen.weights) as gguf:
+        spec, tokenizer = spec_from_gguf(gguf, frozen.fingerprints["backbone"]), Tokenizer.from_gguf(gguf)
+        dtype = torch.bfloat16 if stages[0].train.precision == "bf16" else torch.float32
+        llm = load_llama(gguf, spec, plan.lora, dtype)
+    scenes = SceneStore(stores[0], stages[0].data.scenes)
+    projector = create_projector(plan.projector, frozen, llm, tokenizer, scenes)
+    if plan.train.compile:
+        for block in llm.blocks:
+            block.compile()
+    restore(plan, stages[:first], projector, llm)
+    began, taken = time.monotonic(), dict[str, int]()
+    spoken = text_logits(llm, tokenizer)
+
+    def write(steps: int) -> None:
+        minutes = round((time.monotonic() - began) / 60, 1)
+        write_composition(
+            plan, frozen.composition, frozen.features, projector, llm, Path(plan.output) / "composition",
+            frozen.fingerprints, data={"catalogue_sha256": kept[0]["data.catalogue"], "scenes": plan.data.scenes},
+            run={"steps": sum(taken.values()) + steps, "minutes": minutes},
+        )  # fmt: skip
+
+    proofs = ""
+    with StopRequest() as stopping:
+        for number in range(first, len(stages)):
+            stage, directory = stages[number], plan.directory(stages[number])
+            directory.mkdir(parents=True, exist_ok=True)
+            learn(projector, llm, stage)
+            if rank == 0:
+                say(overview_of(plan, stage, frozen, projector, llm, number))
+            stream = make_stream(rank, stage, plan, frozen, SceneStore(stores[number], stage.data.scenes), tokenizer)
+            task = ComposeTask(projector, llm, stream, stage.train.learning_rate, stage.objective)
+            goes_on = resume and number == first and (directory / checkpoint.FILE).is_file()
+            before = digest_frozen(llm) + digest_frozen(projector)
+            steps = train_loop(
+                task, stage.train, directory, rank=rank, world=world, resume=goes_on, facts=kept[number],
+                stopping=stopping, report=report, snapshot=write,
+            )  # fmt: skip
+            if digest_frozen(llm) + digest_frozen(projector) != before:
+                raise SensoriumError(
+                    f"What stage {stage.name} holds frozen changed during it; this is a bug, please report it."
+                )
+            proofs = before[:12]
+            taken[stage.name] = steps
+            if rank == 0:
+                with hub.atomic_write(directory / DONE, "w") as file:
+                    json.dump({"steps": steps, "minutes": round((time.monotonic() - began) / 60, 1)}, file)
+    if not torch.equal(text_logits(llm, tokenizer), spoken):
+        raise SensoriumError("Text without media is no longer the bare backbone's; this is a bug, please report it.")
+    if rank == 0:
+        write(0)
+        say(
+            f"Frozen weights unchanged (sha256 {proofs}), text without media bit for bit the bare backbone's. "
+            f"Trained composition: {Path(plan.output) / 'composition'}"
+        )
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def learn(projector: nn.Module, llm: Llama, stage: StageRecipe) -> None:
+    """Let learn what the stage trains, and nothing else."""
+    trains = stage.trains or ("projector", "lora")
+    for parameter in projector.parameters():
+        parameter.requires_grad_("projector" in trains)
+    for name, parameter in llm.named_parameters():
+        parameter.requires_grad_("lora" in trains and ".lora_" in name)
+
+
+def restore(plan: Recipe, stages: Sequence[StageRecipe], projector: nn.Module, llm: Llama) -> None:
+    """Take over what finished stages trained, the later over the earlier."""
+    parts = {"projector": dict(projector.named_parameters()), "lora": dict(llm.named_parameters())}
+    for stage in stages:
+        for name, value in checkpoint.trained(plan.directory(stage)).items():
+            part, _, rest = name.partition(".")
+            with torch.no_grad():
+                parts[part][rest].copy_(value)
+
+
+def text_logits(llm: Llama, tokenizer: Tokenizer) -> Tensor:
+    """What the backbone says about a text without media: its LoRA is off then, as at inference."""
+    ids = torch.tensor([tokenizer.encode("What is the capital of France? Name a fruit, and count to three.")])
+    length = ids.shape[1]
+    mask = torch.full((length, length), -1e4, dtype=llm.dtype).triu(1)[None, None]
+    with torch.no_grad(), without_lora(llm):
+        return llm.logits(llm(llm.embed(ids), torch.arange(length)[None], mask)[0])
+
+
+def make_stream(
+    rank: int, stage: StageRecipe, plan: Recipe, frozen: Frozen, scenes: SceneStore, tokenizer: Tokenizer
+) -> SampleStream:
+    """This rank's batches of a stage."""
+    from sensorium.training.class_features import ClassFeatures
+    from sensorium.training.data.scenes import load_items
+    from sensorium.training.data.stream import SampleStream
+
+    data, train = stage.data, stage.train
+    directions = frozen.class_directions() if data.class_features else None
+    catalogue = frozen.stores[plan.plan().index(stage)].catalogue
+    return SampleStream(
+        scenes,
+        [item for item in load_items(catalogue) if item.split == "train"],
+        ClassFeatures(directions[0], scenes.cells(30_000)) if directions else None,
+        frozen.grid,
+        tokenizer,
+        tokens_for(plan.projector.kind, plan.projector.options, frozen.features),
+        rows=train.rows // train.processes,
+        row_tokens=train.row_tokens,
+        class_share=data.class_features,
+        dropout=data.feature_dropout,
+        questions={str(k): v for k, v in data.questions.items()},
+        yesno_focus=data.yesno_focus,
+        twins=stage.objective.kind == "distill",
+        seed=train.seed,
+        rank=rank,
+    )
+
+
+def report(p: Progress) -> None:
+    """A line of the log for people."""
+    say(
+        f"step {p.step:5d}/{p.steps}  loss {p.loss:.4f}  gradient {p.gradient_norm:.2f}  "
+        f"{p.tokens_per_s:.0f} tokens/s  {p.minutes:.1f} min"
+    )
