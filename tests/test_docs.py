@@ -332,7 +332,10 @@ def test_the_recipe_keys_listed_are_those_of_the_schema():
         for name, field in model.model_fields.items():
             options = [field.annotation, *getattr(field.annotation, "__args__", ())]
             inner = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-            yield from keys(inner, f"{prefix}{name}.") if inner else [prefix + name]
+            if name == "stages":
+                yield name
+            repeated = prefix == "stages." and name in ("data", "train")  # the recipe's own keys again
+            yield from keys(inner, f"{prefix}{name}.") if inner and not repeated else [prefix + name]
 
     rows = table(ROOT / "docs" / "train.md", "Every key of a recipe")
     assert sorted(key for row in rows for key in re.findall(r"`([^`]+)`", row[0])) == sorted(keys(Recipe))

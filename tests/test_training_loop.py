@@ -53,7 +53,8 @@ class Stream:
                 )
                 samples.append([self.pool[kind + i] for i in range(1 + int(rng.integers(3)))])
             batch = np.stack(features).astype(np.float32)
-            yield (np.full_like(batch, np.nan) if step in self.spoiled else batch), pack(self.layout, samples, 120), None
+            features = np.full_like(batch, np.nan) if step in self.spoiled else batch
+            yield features, pack(self.layout, samples, 120), None
 
 
 def recipe(**changes):

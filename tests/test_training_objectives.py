@@ -97,7 +97,7 @@ def test_other_answers_in_the_twin_are_an_error(parts):
 
 def test_without_lora_is_the_bare_backbone_and_comes_back(parts):
     llm, tokenizer = parts
-    rows, twin = twins(tokenizer)
+    _, twin = twins(tokenizer)
     with_lora = hidden_states(llm, None, twin)
     with without_lora(llm):
         bare = hidden_states(llm, None, twin)

@@ -208,7 +208,7 @@ def test_every_class_of_the_encoder_has_a_name_people_say():
 
 
 def test_text_twins_ask_the_same_behind_words(stream):
-    features, rows, twin = stream(twins=True).batch(3)
+    _, rows, twin = stream(twins=True).batch(3)
     _, plain, none = stream().batch(3)
     assert none is None
     np.testing.assert_array_equal(rows.ids, plain.ids)
