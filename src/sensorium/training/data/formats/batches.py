@@ -24,7 +24,7 @@ Features = Callable[[Sequence[MediaRef]], np.ndarray]
 
 
 class PackedBatches:
-    """Batches for `ComposeTask`, with `objective.packed_next_token` as its objective.
+    """Batches for `task.PackedTask`.
 
     Args:
         sets: (reader, weight) of each data set.

@@ -20,7 +20,7 @@ from sensorium.training.data.formats.sample import MediaRef
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """A batch, all arrays [B, length]. To `ComposeTask` and the loop it is what `rows.Rows` is.
+    """A batch, all arrays [B, length], as `rows.Rows` but for its media.
 
     Attributes:
         ids: token ids, 0 at media and padding.

@@ -1,0 +1,22 @@
+"""The usual task on packed rows: what a stage gives the loop when its data comes from files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sensorium.training.compose_task import ComposeTask
+from sensorium.training.data.formats.objective import packed_next_token
+from sensorium.training.loop import Loss
+
+
+class PackedTask(ComposeTask):
+    """`ComposeTask` whose stream is `batches.PackedBatches`. The objective is the next token."""
+
+    def loss(self, batch: Any) -> Loss:
+        """Features [media, cells, dim] and `PackedRows` -> the loss; a batch without media gives the projector a
+        gradient of zero."""
+        features, rows = batch
+        mean, weight = packed_next_token(self.llm, self.projector(torch.from_numpy(features)), rows)
+        return Loss(mean, weight, int((rows.branch >= 0).sum()))
