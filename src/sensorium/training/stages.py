@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,15 @@ from sensorium.projectors.spec import tokens_for
 from sensorium.training import checkpoint
 from sensorium.training.backbone import digest_frozen, load_llama
 from sensorium.training.compose_task import ComposeTask
+from sensorium.training.display import Display
 from sensorium.training.frozen import Frozen
 from sensorium.training.llama import Llama, without_lora
-from sensorium.training.loop import Progress, train_loop
+from sensorium.training.loop import train_loop
 from sensorium.training.overview import overview_of
 from sensorium.training.processes import StopRequest
 from sensorium.training.projectors import create_projector
 from sensorium.training.recipe import Recipe, StageRecipe
+from sensorium.training.report import write_report
 from sensorium.training.run import DONE, say
 from sensorium.training.scene_store import SceneStore
 from sensorium.training.write import write_composition
@@ -84,27 +87,30 @@ def worker(
             run={"steps": sum(taken.values()) + steps, "minutes": minutes},
         )  # fmt: skip
 
-    proofs = ""
+    overviews: dict[str, str] = {}
+    held = ""
     with StopRequest() as stopping:
         for number in range(first, len(stages)):
             stage, directory = stages[number], plan.directory(stages[number])
             directory.mkdir(parents=True, exist_ok=True)
             learn(projector, llm, stage)
+            overviews[stage.name] = overview_of(plan, stage, frozen, projector, llm, number)
             if rank == 0:
-                say(overview_of(plan, stage, frozen, projector, llm, number))
+                say(overviews[stage.name])
             stream = make_stream(rank, stage, plan, frozen, SceneStore(stores[number], stage.data.scenes), tokenizer)
             task = ComposeTask(projector, llm, stream, stage.train.learning_rate, stage.objective)
             goes_on = resume and number == first and (directory / checkpoint.FILE).is_file()
             before = digest_frozen(llm) + digest_frozen(projector)
-            steps = train_loop(
-                task, stage.train, directory, rank=rank, world=world, resume=goes_on, facts=kept[number],
-                stopping=stopping, report=report, snapshot=write,
-            )  # fmt: skip
+            with Display(stage.name, stage.train.steps, stage.train.minutes) if rank == 0 else nullcontext() as shown:
+                steps = train_loop(
+                    task, stage.train, directory, rank=rank, world=world, resume=goes_on, facts=kept[number],
+                    stopping=stopping, report=shown, snapshot=write,
+                )  # fmt: skip
             if digest_frozen(llm) + digest_frozen(projector) != before:
                 raise SensoriumError(
                     f"What stage {stage.name} holds frozen changed during it; this is a bug, please report it."
                 )
-            proofs = before[:12]
+            held = before[:12]
             taken[stage.name] = steps
             if rank == 0:
                 with hub.atomic_write(directory / DONE, "w") as file:
@@ -113,10 +119,9 @@ def worker(
         raise SensoriumError("Text without media is no longer the bare backbone's; this is a bug, please report it.")
     if rank == 0:
         write(0)
-        say(
-            f"Frozen weights unchanged (sha256 {proofs}), text without media bit for bit the bare backbone's. "
-            f"Trained composition: {Path(plan.output) / 'composition'}"
-        )
+        proofs = f"Frozen weights unchanged (sha256 {held}), text without media bit for bit the bare backbone's."
+        page = write_report(plan, overviews, proofs)
+        say(f"{proofs} Trained composition: {Path(plan.output) / 'composition'}; report: {page}")
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -177,12 +182,4 @@ def make_stream(
         twins=stage.objective.kind == "distill",
         seed=train.seed,
         rank=rank,
-    )
-
-
-def report(p: Progress) -> None:
-    """A line of the log for people."""
-    say(
-        f"step {p.step:5d}/{p.steps}  loss {p.loss:.4f}  gradient {p.gradient_norm:.2f}  "
-        f"{p.tokens_per_s:.0f} tokens/s  {p.minutes:.1f} min"
     )
