@@ -118,6 +118,7 @@ def classify(
     ],
     model: ModelOption = "mini",
     as_json: JsonOption = False,
+    head: Annotated[str, typer.Option("--head", metavar="llm|clip", help="What compares picture and label.")] = "llm",
 ) -> None:
     """Give the probability of each label for a picture.
 
@@ -127,13 +128,22 @@ def classify(
     from sensorium.tasks.classify import check_labels
 
     labels = check_labels(label)
+    if head not in ("llm", "clip"):
+        raise UsageError(f"--head is {head!r}; use llm or clip.")
     _check_files(files)
-    composed = _start(model, media=True).load()
+    probabilities: Callable[[Any], list[tuple[str, float]]]
+    if head == "clip":
+        from sensorium.tasks.clip import classifier
+
+        probabilities = classifier(_two_tower(model), labels)
+    else:
+        composed = _start(model, media=True).load()
+        probabilities = lambda picture: composed.classify(picture, labels)  # noqa: E731
     results: dict[str, Any] = {}
 
     def each(name: str) -> None:
         picture = _picture(name)
-        found = composed.classify(picture, labels)
+        found = probabilities(picture)
         results[name] = {"labels": [{"label": text, "probability": round(p, 6)} for text, p in found]}
         if not as_json:
             console.write((f"{name}\n" if len(files) > 1 else "") + console.bars(found))
@@ -142,6 +152,45 @@ def classify(
     if as_json:
         console.write_json(results[files[0]] if len(files) == 1 else {"files": results})
     raise typer.Exit(failed)
+
+
+@app.command()
+def search(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where the pictures are.", show_default=False)],
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to look for.", show_default=False)] = None,
+    attach: Annotated[
+        str | None, typer.Option("--attach", "-a", metavar="FILE", help="Look for what is like this picture.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", metavar="K", help="How many to show.")] = 5,
+    index: Annotated[Path | None, typer.Option("--index", metavar="FILE", help="Keep the index here.")] = None,
+    model: Annotated[str, typer.Option("--model", metavar="NAME|DIR", help="A two-tower model.")] = "mini-clip",
+    as_json: JsonOption = False,
+    show: Show = False,
+) -> None:
+    """Find the pictures in a folder that are most like a text or a picture.
+
+    --json prints {"query", "directory", "pictures", "encoded", "results": [{"file", "score"}], "skipped": {FILE:
+    reason}}.
+    """
+    from sensorium.tasks import search as task
+
+    task.check_query(text, attach, top)
+    if not os.path.isdir(directory):  # noqa: PTH112 (Path raises for names that are too long)
+        raise UsageError(f"{directory[:200]} is no directory; give the folder whose pictures to search.")
+    picture = _picture(attach) if attach is not None else None
+    with console.counting("Encoding pictures") as progress:
+        result = task.search(_two_tower(model), directory, text, picture, top=top, index=index, progress=progress)
+    if as_json:
+        console.write_json(task.as_json(result, text if text is not None else str(attach), directory))
+        return
+    if result.skipped:
+        console.complain(f"{len(result.skipped)} pictures cannot be read and were skipped; --json lists them.")
+    for each in result.found:
+        console.write(f"{each.score:6.3f}  {each.file}\n")
+        if show:
+            console.show([_picture(str(each.file))])
+    if not result.found:
+        console.complain(f"{directory} holds no pictures.")
 
 
 @app.command(short_help="List every part: source, licence, size, seam.")
@@ -167,7 +216,12 @@ def train(
     resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Continue an interrupted run.")] = None,
 ) -> None:
     """Train the projectors that a recipe describes. Needs the extra: pip install sensorium[train]."""
-    trained = _training("sensorium.training.run", "train")(recipe, overrides=set_, resume=resume)
+    from sensorium.config import kind_of_recipe
+
+    if kind_of_recipe(recipe) == "clip":
+        trained = _training("sensorium.training.clip_run", "train_clip", said="train")(recipe, set_, resume)
+    else:
+        trained = _training("sensorium.training.run", "train")(recipe, overrides=set_, resume=resume)
     console.write(f"{trained}\n")
 
 
@@ -275,6 +329,13 @@ def _start(name: str, media: bool | None) -> Model:
     return Model(Composition.find(name)).start(media=media)
 
 
+def _two_tower(name: str) -> Any:
+    """The two-tower model of this name; where the generative default is named, the one that stands beside it."""
+    from sensorium.two_tower import DEFAULT, TwoTower
+
+    return TwoTower(DEFAULT if name == "mini" else name)
+
+
 def _picture(source: str) -> Any:
     from sensorium.media import load_image
 
@@ -305,14 +366,14 @@ def _each_file(files: list[str], work: Callable[[str], None], results: dict[str,
     return failed
 
 
-def _training(module: str, name: str) -> Any:
+def _training(module: str, name: str, said: str = "") -> Any:
     """A function of the training half, or one sentence when its extra is not installed."""
     from importlib import import_module
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
         raise SensoriumError(
-            f"`sensorium {name}` needs PyTorch, which is not installed; run `pip install sensorium[train]`."
+            f"`sensorium {said or name}` needs PyTorch, which is not installed; run `pip install sensorium[train]`."
         )
     return getattr(import_module(module), name)
 

@@ -141,6 +141,11 @@ class Composition:
         """
         self.directory = directory
         self.path = directory / FILE
+        if config.kind_of_recipe(self.path) == "clip":
+            raise UsageError(
+                f"{self.path} is a two-tower model, which compares pictures and texts and writes no answers; use it "
+                "with `sensorium search` or `sensorium classify --head clip`."
+            )
         self.spec, self.lines = config.parse(self.path, CompositionSpec)
         for name, projector in self.spec.projectors.items():
             if projector.encoder not in self.spec.encoders:

@@ -86,6 +86,15 @@ def validate(data: dict[str, Any], model: type[Model], path: Path, lines: Lines 
         _explain(error, model, path, lines or {})
 
 
+def kind_of_recipe(path: Path) -> str:
+    """The top-level key ``kind`` of a YAML file; "" without one, and for a file that cannot be read (its reader says
+    why)."""
+    try:
+        return str(read_yaml(path)[0].get("kind", ""))
+    except UsageError:
+        return ""
+
+
 def line_of(lines: Lines, *keys: str | int) -> int | None:
     """The line of the key at this path, or of its nearest parent that has one."""
     path: Path_ = keys

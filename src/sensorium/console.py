@@ -3,11 +3,12 @@ code."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO, cast
 
 from sensorium.errors import SensoriumError
@@ -85,6 +86,20 @@ def show(pictures: Iterable[Any]) -> None:
     if shown:
         for picture in pictures:
             sys.stdout.write(half_blocks(picture.pixels, colours=shown) + "\n")
+
+
+@contextlib.contextmanager
+def counting(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal; gives a function of (done, all)."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def complain(sentence: str) -> None:

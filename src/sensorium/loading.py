@@ -50,6 +50,11 @@ class Lazy(Generic[T]):
         if not self._done:
             threading.Thread(target=self._run, daemon=True).start()
 
+    @property
+    def ready(self) -> bool:
+        """Whether the value is there already."""
+        return self._done and self._error is None
+
     def get(self) -> T:
         """The value; waits for it or makes it."""
         if not self._done:

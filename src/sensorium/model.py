@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sensorium.backbones.engine import Engine, SamplingParams, Segment, Stats, Step
+    from sensorium.two_tower import TwoTower
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
 REMEMBERED_PICTURES = 64
@@ -166,13 +168,42 @@ class Model:
         """Probabilities of labels, highest first, that sum to 1; see `tasks.classify`."""
         from sensorium.tasks.classify import classify
 
+        if options.get("head") == "clip":
+            from sensorium.tasks.clip import classify_clip
+
+            options.pop("head")
+            check_names(options, classify_clip)
+            return classify_clip(self.two_tower, image, labels, **options)
+        if options.pop("head", "llm") != "llm":
+            raise UsageError('the head is unknown; use "llm" or "clip".')
         check_names(options, classify)
         return classify(self, image, labels, **options)
 
-    def embed(self, image: Any) -> np.ndarray:
-        """The encoder's features of one picture, averaged over the picture and L2-normalised: float32 [feature dim]."""
+    def embed(self, image: Any = None, *, text: str | None = None, head: str | None = None) -> np.ndarray:
+        """The vector of one picture or one text, of length 1.
+
+        Args:
+            image: anything that `load_image` takes.
+            text: a text; its vector lies in the space of the two-tower model.
+            head: None gives the encoder's own features of a picture, averaged, float32 [feature dim]; "clip" the
+                two-tower model's, float32 [384], which can be compared with texts.
+
+        Raises:
+            UsageError: both were given or neither, or there is no such head.
+        """
+        if head not in (None, "clip"):
+            raise UsageError(f'the head is {head!r}; use "clip", or None for the features of the encoder.')
+        if head == "clip" or text is not None or image is None:
+            return self.two_tower.embed(image, text=text)
         pooled = self.see(load_image(image)).pooled
         return pooled / max(float(np.linalg.norm(pooled)), 1e-12)
+
+    @cached_property
+    def two_tower(self) -> TwoTower:
+        """The two-tower model that ships beside the generative ones."""
+        from sensorium.two_tower import TwoTower
+
+        return TwoTower(threads=self.parts.threads, progress=self.parts.progress)
 
     # The path from messages to tokens ---------------------------------------------------------------------------------
 

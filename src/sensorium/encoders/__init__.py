@@ -11,7 +11,18 @@ from typing import Any, NamedTuple
 from sensorium.encoders.base import Encoder, FeatureSpec, Grid, Sequence, TextEncoder, Vector
 from sensorium.errors import UsageError
 
-__all__ = ["Encoder", "FeatureSpec", "Grid", "Sequence", "TextEncoder", "Vector", "create", "create_text", "kinds", "text_kinds"]
+__all__ = [
+    "Encoder",
+    "FeatureSpec",
+    "Grid",
+    "Sequence",
+    "TextEncoder",
+    "Vector",
+    "create",
+    "create_text",
+    "kinds",
+    "text_kinds",
+]
 
 
 class _Kind(NamedTuple):

@@ -1,8 +1,8 @@
 """MiniLM as a sentence encoder: texts to one vector each (the mean over the tokens), on ONNX Runtime alone.
 
-Wang et al. 2020 (arXiv 2002.10957) distilled the encoder, Reimers and Gurevych 2019 (arXiv 1908.10084) the way to read a
-sentence off it. Nothing of the published package runs: its safetensors become a graph here, its `tokenizer.json` is read
-by `tokenizers`.
+Wang et al. 2020 (arXiv 2002.10957) distilled the encoder; how a sentence is read off it is from Reimers and Gurevych
+2019 (arXiv 1908.10084). Nothing of the published package runs: its safetensors become a graph here, its
+`tokenizer.json` is read by `tokenizers`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sensorium.encoders import bert_graph as graph
 from sensorium.encoders import base
+from sensorium.encoders import bert_graph as graph
 from sensorium.encoders.session import FINGERPRINT, open_session
 from sensorium.errors import SensoriumError, UsageError
 

@@ -1,6 +1,8 @@
-"""The heads of the two towers, in torch. They export like projectors: features [B, cells, dim] -> embeds [B, 1, dim]."""
+"""The heads of the two towers, in torch; exported like projectors: features [B, cells, dim] -> embeds [B, 1, dim]."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ class Head(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(inputs)
         widths = [inputs, *[shape.hidden] * shape.depth]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.out = nn.Linear(widths[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Pair:
 
 def caption(labels: Mapping[str, Any], rng: np.random.Generator) -> tuple[str, frozenset[str]] | None:
     """A text about a scene and the words that it says, drawn from the labels; None where nothing is named."""
-    objects = labels["objects"]
+    objects = [o for o in labels["objects"] if o["name"] != "background"]
     if not objects:
         return None
     count = Counter(o["name"] for o in objects)
@@ -97,9 +97,9 @@ def read_pairs(source: Path) -> list[FilePair]:
     """Pairs of one's own.
 
     Args:
-        source: a JSONL file with lines `{"image": "a.jpg", "text": "an apple"}` (paths count from the file; "caption" is
-            taken for "text"), or a folder: a picture `a.jpg` with a text in `a.txt` beside it, else the name of the
-            folder that it lies in ("red apple/1.jpg").
+        source: a JSONL file with lines `{"image": "a.jpg", "text": "an apple"}` (paths count from the file;
+            "caption" is taken for "text"), or a folder: a picture `a.jpg` with a text in `a.txt` beside it, else the
+            name of the folder that it lies in ("red apple/1.jpg").
 
     Raises:
         UsageError: there is no such file or folder.
@@ -146,9 +146,10 @@ def _lines(file: Path) -> list[FilePair]:
                     pairs.append(FilePair(file.parent / row["image"], " ".join(text.split())[:2000]))
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise SensoriumError(
-                        f'{file}, line {number}: no pair ({str(error)[:80]}); write {{"image": "a.jpg", "text": "..."}}.'
+                        f"{file}, line {number}: no pair ({str(error)[:80]}); "
+                        'write {"image": "a.jpg", "text": "..."}.'
                     ) from None
-                if number > _MAX_LINES:
+                if number > _MAX_LINES:  # every pair is kept in memory
                     raise SensoriumError(f"{file} has more than {_MAX_LINES} lines; split it.")
     except (OSError, UnicodeDecodeError) as error:
         raise SensoriumError(f"{file} cannot be read as UTF-8 text ({error}); correct data.pairs.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
@@ -43,8 +42,9 @@ class HeadsRecipe(_Strict):
 class ClipData(_Strict):
     """Pairs of pictures and texts.
 
-    Scenes of named pictures come from the feature store that other recipes fill too: with the same catalogue, seed and mix
-    nothing is computed again. ``pairs`` is a JSONL file or a folder of pictures with texts (see `training.clip_pairs`).
+    Scenes of named pictures come from the feature store that other recipes fill too: with the same catalogue, seed and
+    mix nothing is computed again. ``pairs`` is a JSONL file or a folder of pictures with texts (see
+    `training.clip_pairs`).
     """
 
     catalogue: Text | None = None
@@ -111,14 +111,3 @@ class ClipRecipe(_Strict):
     def dump(self) -> str:
         """The resolved recipe as YAML, as it is saved with the run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def is_clip(path: Path) -> bool:
-    """Whether a recipe file is of this kind. False for what cannot be read: the reader of the other kind says why."""
-    from sensorium import config
-    from sensorium.errors import UsageError
-
-    try:
-        return config.read_yaml(path)[0].get("kind") == "clip"
-    except UsageError:
-        return False

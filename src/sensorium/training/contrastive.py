@@ -1,9 +1,9 @@
-"""Contrastive losses between two towers: CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), as open_clip defines them.
+"""Contrastive losses between two towers: CLIP (arXiv 2103.00020) and SigLIP (2303.15343), as open_clip defines them.
 
-Both take every row's own pair for right and all others for wrong, except the pairs that ``unsure`` marks: a batch of named
-pictures holds two apples, and "an apple" is no wrong text for the second. Logits are made ``chunk`` rows at a time and
-made again in the backward pass, so memory is O(chunk * N) instead of O(N^2). With several processes each compares its own
-rows with the rows of all, and gradients flow back to the process that a row came from.
+Both take every row's own pair for right and all others for wrong, except the pairs that ``unsure`` marks: a batch of
+named pictures holds two apples, and "an apple" is no wrong text for the second. Logits are made ``chunk`` rows at a
+time and made again in the backward pass, so memory is O(chunk * N) instead of O(N^2). With several processes each
+compares its own rows with the rows of all, and gradients flow back to the process that a row came from.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _clip_rows(own: Tensor, others: Tensor, first: int, temperature: Temperature
 
 
 def _siglip_rows(own: Tensor, others: Tensor, first: int, temperature: Temperature, left_out: Tensor | None) -> Tensor:
-    """Summed binary losses: -log sigmoid(z * logit), z = 1 for a row's own pair, else -1; a wrong pair's is softplus."""
+    """Summed binary losses -log sigmoid(z * logit), z = 1 for a row's own pair, else -1 (then it is softplus)."""
     assert temperature.logit_bias is not None
     logits = temperature.logit_scale.exp() * own @ others.T + temperature.logit_bias
     right = torch.arange(first, first + len(own))
