@@ -1,4 +1,4 @@
-"""How much the default's weights of four and eight bits and its 8-bit activations change the model: perplexity and top-1 agreement.
+"""How much the default's four- and eight-bit weights and its activations change the model: perplexity, top-1 agreement.
 
     python benchmarks/quantisation.py [--model FILE.gguf] [--text FILE]... [--tokens 7680]
 
