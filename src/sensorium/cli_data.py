@@ -121,7 +121,7 @@ def _text(report: Report, measure: Yardstick | None) -> str:
 
     lines = [
         f"{shown(report.name)} ({report.kind})",
-        f"  {report.samples:,} samples, {report.turns:,} turns, {report.pictures:,} pictures",
+        "  " + ", ".join(_many(getattr(report, f"{what}s"), what) for what in ("sample", "turn", "picture")),
     ]
     if measure and report.tokens is not None:
         mean = report.tokens / max(1, report.samples)
@@ -137,6 +137,10 @@ def _text(report: Report, measure: Yardstick | None) -> str:
     if not report.broken:
         lines.append("  nothing is broken")
     return "\n".join(lines) + "\n"
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 @contextmanager

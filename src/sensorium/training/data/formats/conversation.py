@@ -86,10 +86,10 @@ def _answer(record: Mapping[str, Any]) -> Any:
 
 
 def _listed(record: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-    """What the first of these columns with anything in it holds, as a list."""
+    """What the first of these columns that is there holds, as a list."""
     for name in names:
         value = record.get(name)
-        if value is not None and value != "":
+        if value is not None and (value != "" or names is not PICTURES):  # an empty answer is one, and is found later
             return [v for v in value if v is not None] if isinstance(value, (list, tuple)) else [value]
     return []
 
