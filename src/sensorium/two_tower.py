@@ -156,13 +156,19 @@ class TwoTower:
 
     def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Vectors of uint8 pictures [H, W, 3], each of length 1: float32 [N, dim]."""
-        head = self._heads["image"].get()
-        return self._unit(head(self.image_encoder.get().encode(images))) if len(images) else _none(head)
+        return self.project_images(self.image_encoder.get().encode(images))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts, each of length 1: float32 [N, dim]."""
-        head = self._heads["text"].get()
-        return self._unit(head(self.text_encoder.get().encode_text(texts)[:, None])) if len(texts) else _none(head)
+        return self.project_texts(self.text_encoder.get().encode_text(texts))
+
+    def project_images(self, features: np.ndarray) -> np.ndarray:
+        """The image encoder's features [N, cells, dim] as vectors of length 1: float32 [N, dim]."""
+        return self._unit(self._heads["image"].get(), features)
+
+    def project_texts(self, features: np.ndarray) -> np.ndarray:
+        """The text encoder's features [N, dim] as vectors of length 1: float32 [N, dim]."""
+        return self._unit(self._heads["text"].get(), features[:, None])
 
     def identity(self) -> str:
         """A hash of all that decides a picture's vector: what is indexed under another is of no use."""
@@ -217,8 +223,11 @@ class TwoTower:
 
     # How each part is made --------------------------------------------------------------------------------------------
 
-    def _unit(self, vectors: np.ndarray) -> np.ndarray:
-        vectors = vectors[:, 0]
+    @staticmethod
+    def _unit(head: Projector, features: np.ndarray) -> np.ndarray:
+        if not len(features):
+            return np.zeros((0, head.dim), np.float32)
+        vectors = head(features)[:, 0]
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def _image_encoder(self) -> Encoder:
@@ -295,7 +304,3 @@ def is_generative(path: Path) -> bool:
     """Whether a composition.yaml declares a language model, which a two-tower model has not."""
     data, _ = config.read_yaml(path)
     return "backbone" in data and data.get("kind") != "clip"
-
-
-def _none(head: Projector) -> np.ndarray:
-    return np.zeros((0, head.dim), np.float32)

@@ -54,7 +54,8 @@ def weight_names(shape: Shape) -> dict[str, tuple[int, ...]]:
         "embeddings.position_embeddings.weight": (shape.positions, dim),
         "embeddings.token_type_embeddings.weight": (2, dim),
     }
-    norms, linears = ["embeddings.LayerNorm"], {}
+    norms = ["embeddings.LayerNorm"]
+    linears: dict[str, tuple[int, ...]] = {}
     for i in range(shape.layers):
         at = f"encoder.layer.{i}."
         linears |= {f"{at}attention.self.{name}": (dim, dim) for name in ("query", "key", "value")}

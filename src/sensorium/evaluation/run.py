@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sensorium.model import Model
 
 SUITES = ("image",)
+TWO_TOWER_SUITES = ("clip",)  # of a model without a language model; not among the default ones
 
 
 def evaluate(
@@ -57,8 +58,10 @@ def evaluate(
     """
     names = list(dict.fromkeys(suites)) or list(SUITES)
     for name in names:
-        if name not in SUITES:
-            raise UsageError(f"the suite {name!r} is unknown; known suites: {', '.join(SUITES)}.")
+        if name not in (*SUITES, *TWO_TOWER_SUITES):
+            raise UsageError(f"the suite {name!r} is unknown; known suites: {', '.join((*SUITES, *TWO_TOWER_SUITES))}.")
+    if "clip" in names:
+        return _evaluate_clip(names, model, split, catalogue, limit, with_scenes, results, table)
     import sensorium
 
     loaded: Model = sensorium.load(model)
@@ -68,6 +71,38 @@ def evaluate(
         if results is not None:
             card.save(results)
     return {"model": loaded.name, "suites": {name: card.to_dict() for name, card in cards.items()}}
+
+
+def _evaluate_clip(
+    names: Sequence[str],
+    model: str | Path,
+    split: Literal["dev", "test"],
+    catalogue: Path | None,
+    limit: int | None,
+    with_scenes: bool,
+    results: Path | None,
+    table: TextIO | None,
+) -> dict[str, Any]:
+    """The suite of the two-tower model; "mini", the default of the command, stands for the one beside it."""
+    from sensorium.evaluation.suites import clip
+    from sensorium.two_tower import DEFAULT, TwoTower
+
+    if list(names) != ["clip"]:
+        raise UsageError("the suite clip examines another kind of model than the others; run it on its own.")
+    towers = TwoTower(DEFAULT if str(model) == "mini" else model)
+    with _progress("clip") as tick:
+        card = clip.evaluate_clip(
+            towers,
+            catalogue=catalogue,
+            pictures=limit or clip.PICTURES,
+            split=split,
+            with_scenes=with_scenes,
+            progress=tick,
+        )
+    _show(card, table or sys.stderr)
+    if results is not None:
+        card.save(results)
+    return {"model": towers.name, "suites": {"clip": card.to_dict()}}
 
 
 def image_suite(

@@ -18,7 +18,7 @@ from sensorium.evaluation.intervals import Estimate
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("blind", "shuffled", "cascade", "projector only", "model")
+COLUMNS = ("random heads", "blind", "shuffled", "cascade", "projector only", "model")
 SCHEMA = 1
 
 

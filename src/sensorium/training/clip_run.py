@@ -18,7 +18,7 @@ from sensorium.encoders.base import FeatureSpec, Grid
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.training.clip_pairs import Pair, digest_of, read_pairs, scene_pairs
 from sensorium.training.clip_recipe import ClipRecipe
-from sensorium.two_tower import TwoTower
+from sensorium.two_tower import SIDES, TwoTower
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,7 +102,9 @@ def prepare(plan: ClipRecipe, towers: TwoTower) -> Material:
     from sensorium.training.clip_features import encode_pictures, encode_texts, pooled_scenes
 
     encoder, sentences = towers.image_encoder.get(), towers.text_encoder.get()
-    blocks, pairs, facts = [], [], {}
+    blocks: list[np.ndarray] = []
+    pairs: list[Pair] = []
+    facts: dict[str, Any] = {}
     if plan.data.scenes:
         store, facts["catalogue_sha256"] = _scenes(plan, towers, encoder.spec)
         blocks.append(pooled_scenes(store, _report("Pooling scenes")))
@@ -232,7 +234,7 @@ def make_heads(plan: ClipRecipe, towers: TwoTower, material: Material) -> tuple[
     some = _unit(np.asarray(material.texts[:: max(1, len(material.texts) // 5000)], np.float32))
     common = some.mean(axis=0)
     meanings = _unit(towers.text_encoder.get().encode_text([f"a photo of a {name}" for name in class_names()])) - common
-    directions = tuple(torch.from_numpy(np.asarray(value, np.float32)) for value in encoder.class_directions())
+    directions = tuple(torch.from_numpy(np.array(value, np.float32)) for value in encoder.class_directions())
     image = ImageHead(dims[0], shape.dim, shape.image, (directions[0], directions[1]), torch.from_numpy(meanings))
     return image, TextHead(dims[1], shape.dim, shape.text, torch.from_numpy(common))
 
@@ -258,14 +260,12 @@ def write_two_tower(
     export_projector(text, 1, material.text.dim, directory, "text")
     spec = towers.spec.model_dump(mode="json", exclude_defaults=True)
     spec["name"] = plan.name
-    for side in ("image", "text"):
-        declared = towers.part(side).source  # type: ignore[arg-type]  # a path of one's own, made absolute
-        spec["encoders"][side]["part"]["source"] = declared
-        if side == "text" and declared.startswith("file:") and not towers.part("text").file:
-            tokenizer = towers.spec.encoders.text.tokenizer
-            if tokenizer:
-                spec["encoders"]["text"]["tokenizer"] = str((towers.directory / tokenizer).absolute())
-    spec["heads"] = {side: {"weights": f"{side}.safetensors", "onnx": f"{side}.onnx"} for side in ("image", "text")}
+    for side in SIDES:
+        spec["encoders"][side]["part"]["source"] = towers.part(side).source  # a path of one's own, made absolute
+    tokenizer = towers.spec.encoders.text.tokenizer
+    if tokenizer and not towers.part("text").sha256:
+        spec["encoders"]["text"]["tokenizer"] = str((towers.directory / tokenizer).absolute())
+    spec["heads"] = {side: {"weights": f"{side}.safetensors", "onnx": f"{side}.onnx"} for side in SIDES}
     spec["temperature"] = round(1 / scale, 6)
     manifest = {
         "schema": 1,
@@ -317,11 +317,11 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 def _report(label: str) -> Any:
     """A line on standard error at each tenth of a long job."""
-    state = {"tenth": 0}
+    state = {"tenth": -1}
 
     def report(done: int, total: int) -> None:
         tenth = done * 10 // max(total, 1)
-        if tenth > state["tenth"] and total >= 1000:
+        if -1 < state["tenth"] < tenth and total >= 1000:  # the first call says what was there already
             _say(f"{label}: {done} of {total}")
         state["tenth"] = tenth
 

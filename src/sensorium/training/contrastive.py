@@ -62,7 +62,7 @@ def gather(rows: Tensor) -> Tensor:
         parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
-    return _Gather.apply(rows)  # type: ignore[no-any-return]  # autograd functions are untyped
+    return _Gather.apply(rows)
 
 
 def first_row(rows: Tensor) -> int:
@@ -104,7 +104,7 @@ def contrastive_loss(
 
 
 def _again(rows: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    result: Tensor = checkpoint(rows, *arguments, use_reentrant=False)  # type: ignore[assignment]
+    result: Tensor = checkpoint(rows, *arguments, use_reentrant=False)
     return result
 
 
