@@ -31,6 +31,7 @@ import pytest
 import typer
 
 import tiny
+import tiny_clip
 from sensorium import cli, composition
 
 try:
@@ -48,7 +49,7 @@ WRITTEN = {
     "recipe.yaml", "catalogue.jsonl", "log.jsonl", "checkpoint.safetensors", "results/image.json", "results/image.md",
 }  # fmt: skip
 # What a reader writes while following a page, and the file names of examples.
-EXAMPLES = {"apple.jpg", "box.jpg", "llm.gguf", "palette.npy", "a.jpg", "photo.jpg"}
+EXAMPLES = {"apple.jpg", "box.jpg", "llm.gguf", "palette.npy", "a.jpg", "a.txt", "photo.jpg"}
 WRITTEN_BELOW = ("runs/", "mine/", "broken/")
 
 
@@ -95,6 +96,7 @@ def packaged(tmp_path_factory):
     """A directory of packaged compositions with the tiny one as `mini`, and a cache that all pages share."""
     base = tmp_path_factory.mktemp("packaged")
     tiny.write(base / "compositions" / "mini")
+    tiny_clip.write(base / "compositions" / "mini-clip")
     return base
 
 

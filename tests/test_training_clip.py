@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from sensorium.training.clip_features import encode_texts, pool  # noqa: E402
 from sensorium.training.clip_heads import ImageHead, TextHead  # noqa: E402
 from sensorium.training.clip_pairs import Pair, Unsure, caption, read_pairs, scene_pairs, true_words  # noqa: E402
-from sensorium.training.clip_recipe import ClipTrain, HeadRecipe  # noqa: E402
+from sensorium.training.clip_recipe import ClipRecipe, ClipTrain, HeadRecipe  # noqa: E402
 from sensorium.training.clip_run import read_recipe, train_clip  # noqa: E402
 from sensorium.training.clip_task import ClipTask  # noqa: E402
 from sensorium.training.contrastive import Temperature  # noqa: E402
@@ -320,6 +320,8 @@ def test_the_shipped_recipe_is_valid_and_shares_the_store_of_the_other():
     data = other.get("data") or other["stages"][0]["data"]
     assert (plan.data.scenes, plan.data.seed) == (data["scenes"], data["seed"])
     assert {k: float(v) for k, v in plan.data.mix.items()} == {k: float(v) for k, v in data["mix"].items()}
+    page = (recipes.parent / "docs" / "clip.md").read_text(encoding="utf-8")
+    ClipRecipe.model_validate(yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0]))
     for wrong in ("x", "=3", "train.steps.more=3"):
         with pytest.raises(UsageError):
             read_recipe(recipes / "mini-clip.yaml", [wrong])
