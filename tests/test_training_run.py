@@ -356,6 +356,27 @@ def test_a_projector_alone_can_be_trained(recipe, sensorium):
     assert sensorium("ask", "hi", "--model", output / "composition", "--max-tokens", 2)[0] == 0
 
 
+# Launchers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_a_launcher_gives_the_losses_of_a_single_process(recipe, sensorium, cache, launcher):
+    path, alone = recipe("alone", train__steps=4)
+    assert sensorium("train", path)[0] == 0
+    commands = {
+        "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"],
+        "accelerate": ["accelerate.commands.launch", "--num_processes", "2", "--cpu", "--main_process_port", "0"],
+    }
+    pytest.importorskip("accelerate")
+    path, two = recipe("two", train__steps=4)
+    command = [sys.executable, "-m", *commands[launcher], "-m", "sensorium.training", str(path)]
+    environment = {**os.environ, "SENSORIUM_HOME": str(cache), "SENSORIUM_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one = losses(alone)
+    np.testing.assert_allclose([losses(two)[s] for s in one], list(one.values()), rtol=1e-4)
+
+
 # Stages ---------------------------------------------------------------------------------------------------------------
 
 

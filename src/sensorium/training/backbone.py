@@ -47,5 +47,5 @@ def digest_frozen(module: torch.nn.Module) -> str:
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             digest.update(name.encode())
-            digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

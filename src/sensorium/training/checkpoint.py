@@ -121,7 +121,8 @@ def load(
         kind, _, rest = name.partition(".")
         key, _, target = rest.partition(".")
         if kind == "optimizer" and target in tensors:
-            optimizer.state[tensors[target]][key] = value
+            tensor = tensors[target]
+            optimizer.state[tensor][key] = value if key == "step" else value.to(tensor.device)
     torch.set_rng_state(random)
     return step, dict(extra)
 

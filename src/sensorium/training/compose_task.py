@@ -67,7 +67,7 @@ class ComposeTask:
     def loss(self, batch: Batch) -> Loss:
         """The objective on one batch."""
         features, rows, twin = batch
-        embeds, towards = self.projector(torch.from_numpy(features)), self.objective
+        embeds, towards = self.projector(torch.from_numpy(features).to(self.llm.device)), self.objective
         if towards.kind == "distill":
             assert twin is not None
             mean, weight = distill(

@@ -6,6 +6,7 @@ is stored twice and the two can never disagree.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import struct
@@ -33,8 +34,7 @@ def export_projector(projector: nn.Module, cells: int, dim: int, directory: Path
 
     weights = directory / f"{name}.safetensors"
     save_tensors(dict(projector.state_dict()), weights)
-    was_training = projector.training
-    projector.eval()
+    projector = copy.deepcopy(projector).to("cpu").eval()
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the TorchScript exporter is deprecated, its successor needs one package more
@@ -49,7 +49,6 @@ def export_projector(projector: nn.Module, cells: int, dim: int, directory: Path
             dynamo=False,
             do_constant_folding=False,
         )
-    projector.train(was_training)
     model = onnx.load_model_from_string(buffer.getvalue())
     offsets = tensor_offsets(weights)
     kept, casts = [], []

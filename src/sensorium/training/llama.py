@@ -173,6 +173,11 @@ class Llama(nn.Module):
         half = torch.arange(0, shape.head_dim, 2, dtype=torch.float64) / shape.head_dim
         self.register_buffer("inv_freq", (1.0 / shape.rope_theta**half).float(), persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.device
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings, [..., dim]; the table is frozen."""
         return F.embedding(ids, self.embedding)

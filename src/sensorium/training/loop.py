@@ -104,7 +104,7 @@ def share(tensors: Mapping[str, Tensor], loss: float, weight: float, stop: bool)
         The mean loss over all targets, and whether to stop.
     """
     grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in tensors.values()]
-    ours = torch.tensor([loss * weight, weight, float(stop)], dtype=torch.float32)
+    ours = torch.tensor([loss * weight, weight, float(stop)], dtype=torch.float32, device=grads[0].device)
     flat = torch.cat([*(g.reshape(-1) * weight for g in grads), ours])
     dist.all_reduce(flat)
     total_loss, total, stops = (float(v) for v in flat[-3:])

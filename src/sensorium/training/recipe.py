@@ -115,6 +115,7 @@ class TrainRecipe(_Strict):
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     compile: bool = True
     seed: Seed = 0

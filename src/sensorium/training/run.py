@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
         SensoriumError: a part, a picture, a checkpoint or the machine is at fault.
         KeyboardInterrupt: the run was interrupted; a checkpoint was written if a step had been taken.
     """
-    plan = load_recipe(recipe, overrides)  # before torch is imported, which takes seconds
+    rank, world = launched()
+    plan = load_recipe(recipe, [*overrides, *([f"train.processes={world}"] if world else [])])  # before torch's seconds
 
     from sensorium.training import checkpoint
     from sensorium.training.processes import run_ranks
@@ -50,7 +53,10 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
             f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
             "place with --set output=DIR."
         )
-    frozen = obtain(plan)
+    meet(rank, world)
+    with first_in_turn(rank, world):
+        frozen = obtain(plan)
+        stores = compute_features(frozen)
     kept = [
         {**facts(plan, stage), "data.catalogue": file_sha256(store.catalogue), **frozen.fingerprints}
         for stage, store in zip(stages, frozen.stores)
@@ -61,11 +67,10 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
         (output / RECIPE).write_text(plan.dump(), encoding="utf-8")
     except OSError as error:
         raise SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.") from None
-    stores = compute_features(frozen)
     arguments = (plan, frozen, kept, stores, first, resume is not None)
     try:
-        if plan.train.processes == 1:
-            worker(0, "", *arguments)
+        if world or plan.train.processes == 1:
+            worker(rank, "", *arguments)
         else:
             run_ranks(worker, plan.train.processes, arguments)
     except KeyboardInterrupt:
@@ -73,6 +78,42 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
             say(f"Interrupted; continue with: sensorium train {recipe} --resume {output}")
         raise
     return output / "composition"
+
+
+def launched() -> tuple[int, int]:
+    """(rank, processes) when a launcher started this process among others (torchrun, accelerate, Ray); else (0, 0)."""
+    try:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        return (int(os.environ.get("RANK", "0")), world) if world > 1 else (0, 0)
+    except ValueError:
+        raise UsageError("WORLD_SIZE and RANK must be whole numbers, as a launcher sets them; unset them.") from None
+
+
+def meet(rank: int, world: int) -> None:
+    """Join the processes that a launcher started; nothing to do for a process alone."""
+    if not world:
+        return
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=world)
+
+
+@contextlib.contextmanager
+def first_in_turn(rank: int, world: int) -> Iterator[None]:
+    """Process 0 goes first, so that it fetches and computes what the others then find; also when it fails."""
+    if not world:
+        yield
+        return
+    import torch.distributed as dist
+
+    if rank:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if not rank:
+            dist.barrier()
 
 
 def first_stage(plan: Recipe, kept: Sequence[dict[str, Any]]) -> int:

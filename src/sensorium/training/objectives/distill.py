@@ -38,7 +38,7 @@ def distill(
     if target.shape != twin_target.shape or (target != twin_target).any():
         raise ValueError("a row and its text twin hold different answers")
     last = rows.branch[row, position + 1] != rows.branch[row, (position + 2) % rows.branch.shape[1]]
-    weights = torch.from_numpy(weight * (1.0 + (end_of_turn - 1.0) * last).astype(weight.dtype))
+    weights = torch.from_numpy(weight * (1.0 + (end_of_turn - 1.0) * last).astype(weight.dtype)).to(llm.device)
     with torch.no_grad(), without_lora(llm):
         hidden = hidden_states(llm, None, twin)
         teacher = F.log_softmax(llm.logits(hidden[twin_row, twin_position]) / temperature, dim=-1)

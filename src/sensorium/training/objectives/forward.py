@@ -18,7 +18,7 @@ def additive_mask(rows: Rows, dtype: torch.dtype) -> Tensor:
 def place_media(llm: Llama, embeds: Tensor, rows: Rows) -> Tensor:
     """Token embeddings with the projected picture in its place: [B, length, dim]."""
     start, end = rows.media
-    text = llm.embed(torch.from_numpy(rows.ids))
+    text = llm.embed(torch.from_numpy(rows.ids).to(llm.device))
     if start == end:
         return text
     return torch.cat((text[:, :start], embeds.to(text.dtype), text[:, end:]), dim=1)
@@ -26,6 +26,7 @@ def place_media(llm: Llama, embeds: Tensor, rows: Rows) -> Tensor:
 
 def hidden_states(llm: Llama, embeds: Tensor | None, rows: Rows) -> Tensor:
     """The backbone's last hidden states [B, length, dim]; ``embeds`` [B, tokens, dim], None for rows of text alone."""
-    empty = torch.zeros(len(rows.ids), 0, llm.shape.dim)
+    empty = torch.zeros(len(rows.ids), 0, llm.shape.dim, device=llm.device)
     inputs = place_media(llm, empty if embeds is None else embeds, rows)
-    return llm(inputs, torch.from_numpy(rows.positions), additive_mask(rows, llm.dtype))
+    positions = torch.from_numpy(rows.positions).to(llm.device)
+    return llm(inputs, positions, additive_mask(rows, llm.dtype).to(llm.device))

@@ -19,7 +19,7 @@ def next_token(llm: Llama, embeds: Tensor, rows: Rows) -> tuple[Tensor, float]:
     """
     hidden = hidden_states(llm, embeds, rows)
     row, position, target, weight = rows.targets()
-    logits = llm.logits(hidden[torch.from_numpy(row), torch.from_numpy(position)])
-    losses = F.cross_entropy(logits, torch.from_numpy(target), reduction="none")
-    weights = torch.from_numpy(weight)
-    return (losses * weights).sum() / weights.sum(), float(weights.sum())
+    logits = llm.logits(hidden[row, position])
+    losses = F.cross_entropy(logits, torch.from_numpy(target).to(llm.device), reduction="none")
+    weights = torch.from_numpy(weight).to(llm.device)
+    return (losses * weights).sum() / weights.sum(), float(weight.sum())
