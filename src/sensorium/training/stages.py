@@ -136,8 +136,8 @@ def worker(
 def keep_to_cores(rank: int, world: int) -> None:
     """Give each process of this machine its own cores, where the system lets it.
 
-    Beside other work the scheduler otherwise puts two ranks on one core while the third sits on the other, and each step
-    waits for the slower: measured, that halves the speed.
+    Beside other work the scheduler otherwise puts two of them on one core, and each step waits for the slower: measured,
+    that halves the speed.
     """
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
