@@ -21,7 +21,7 @@ RUNTIME = {
     "rich", "typer", "click", "certifi",
 }  # fmt: skip
 MAY_TRAIN = {f"projectors/{kind.file}.py" for kind in KINDS.values()}
-MAY_DRAW = {"resvg_py", "fontTools"}  # pictures of training packages
+MAY_DRAW = {"resvg_py", "fontTools", "matplotlib"}  # pictures of training packages
 MAY_READ = {"pyarrow"}  # tables of training data
 
 # Imports of these fail as they do where they are not installed.
