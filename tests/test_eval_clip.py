@@ -53,6 +53,13 @@ def test_pictures_are_of_the_test_half_one_a_noun_unseen_nouns_first(catalogue):
         clip.retrieval(tiny_training.write_catalogue(catalogue.parent / "train-only"), 10)
 
 
+def test_chance_counts_draws_without_replacement():
+    right = np.array([[1, 0, 0, 0], [1, 1, 0, 0]], bool)
+    assert clip.chance(right, 1) == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert clip.chance(right, 2) == pytest.approx((1 / 2 + 5 / 6) / 2)
+    assert clip.chance(right, 9) == 1.0
+
+
 class Planted:
     """A model whose vectors of a picture and its text are the same, or have nothing to do with each other."""
 
@@ -80,14 +87,16 @@ class Planted:
 
 @pytest.mark.parametrize(("right", "value"), [(True, 1.0), (False, 0.0)])
 def test_the_rows_of_planted_models(right, value):
-    material = clip.Retrieval([np.zeros((4, 4, 3), np.uint8)] * 20, ["a"] * 20, np.arange(20) < 10)
+    material = clip.Retrieval(
+        [np.zeros((4, 4, 3), np.uint8)] * 20, ["a"] * 20, np.arange(20) < 10, ["nothing known"] * 20
+    )
     rows = clip.retrieval_rows(Planted(right), material)
     assert [row.name for row in rows[:4]] == [
         "picture to text, R@1 of 20", "picture to text, R@5 of 20",
         "text to picture, R@1 of 20", "text to picture, R@5 of 20",
     ]  # fmt: skip
-    assert len(rows) == 8 and rows[4].name.endswith("of 10")
-    assert [row.chance for row in rows] == [0.05, 0.25, 0.05, 0.25, 0.1, 0.5, 0.1, 0.5]
+    assert len(rows) == 12 and rows[4].name.endswith("of 10")
+    assert [row.chance for row in rows] == [0.05, 0.25, 0.05, 0.25, *[0.1, 0.5] * 4]
     assert {row.scores["model"].value for row in rows if "R@1" in row.name} == {value}
     assert all(set(row.scores) == {"model", "random heads"} for row in rows)
     assert rows[0].scores["model"].low > 0.8 or not right

@@ -274,6 +274,17 @@ def test_training_from_scenes_with_a_random_start(tmp_path):
     assert TwoTower(directory).embed(text="an apple").shape == (16,)
 
 
+def test_two_processes_log_the_losses_of_one(own, tmp_path):
+    losses = []
+    for processes in (1, 2):
+        output = tmp_path / f"by-{processes}"
+        place = recipe(tmp_path, output=str(output), train__processes=processes, train__steps=6, train__log_every=1)
+        train_clip(place)
+        losses.append([json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()])
+    assert len(losses[0]) == 6
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(own, tmp_path):
     whole = train_clip(recipe(tmp_path, train__dropout=0.2))
     place = recipe(tmp_path, output=str(tmp_path / "parts"), train__dropout=0.2)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sensorium.config import kind_of_recipe
 
 SceneKind = Literal["single", "several", "count", "box", "photo", "empty"]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -111,3 +114,8 @@ class ClipRecipe(_Strict):
     def dump(self) -> str:
         """The resolved recipe as YAML, as it is saved with the run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a recipe file is of this kind; False for what cannot be read, whose reader says why."""
+    return kind_of_recipe(path) == "clip"

@@ -8,6 +8,7 @@ random heads: what the frozen parts alone give.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 
 from sensorium.errors import SensoriumError
 from sensorium.evaluation import intervals
+from sensorium.evaluation.scenes import encoder_knows
 from sensorium.evaluation.scorecard import Row, Scorecard
 
 if TYPE_CHECKING:
@@ -29,12 +31,13 @@ if TYPE_CHECKING:
 PICTURES = 500
 SIDE = 320
 RETRIEVAL, UNSEEN, PHOTOS = "retrieval, unseen pictures", "retrieval, unseen nouns", "zero-shot, photographs"
+STRANGE = "retrieval, unseen nouns that no class of the image encoder is called"
 TEXT = "a picture of {}"
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Pictures and their texts: what is examined, [n] each.
+    """Pictures, their texts and the nouns in them: what is examined, [n] each.
 
     ``new`` says whose noun training never showed or named; the others are of a style that it never showed.
     """
@@ -42,6 +45,7 @@ class Retrieval:
     images: list[np.ndarray]
     texts: list[str]
     new: np.ndarray
+    nouns: list[str]
 
 
 def evaluate_clip(
@@ -70,7 +74,7 @@ def evaluate_clip(
     made: list[Row] = []
     if with_scenes:
         material = retrieval(catalogue_path(catalogue), pictures, seed)
-        notes.append(f"Pictures and texts of the retrieval: {digest(material)}.")
+        notes.append(f"Digest of the pictures and texts of the retrieval: {digest(material)}.")
         made += retrieval_rows(model, material, seed, progress)
     made += photo_rows(model, split, seed, notes)
     if not made:
@@ -109,7 +113,9 @@ def retrieval(catalogue: Path, pictures: int, seed: int = 0) -> Retrieval:
         for row in chosen
     ]
     new = np.array([row.name not in shown for row in chosen])
-    return Retrieval([_on_white(row) for row in chosen], [TEXT.format(text) for text in texts], new)
+    return Retrieval(
+        [_on_white(row) for row in chosen], [TEXT.format(text) for text in texts], new, [row.name for row in chosen]
+    )
 
 
 def _on_white(item: Item) -> np.ndarray:
@@ -129,7 +135,7 @@ def _on_white(item: Item) -> np.ndarray:
 def retrieval_rows(
     model: TwoTower, material: Retrieval, seed: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> list[Row]:
-    """R@1 and R@5 in both directions, over all pictures and over those of unseen nouns among themselves."""
+    """R@1 and R@5 both ways: over all pictures, over those of unseen nouns, and of those over the encoder's too."""
     images = material.images
     features = np.concatenate([_encode(model, image, at, len(images), progress) for at, image in enumerate(images)])
     vectors = model.text_encoder.get().encode_text(material.texts)
@@ -138,7 +144,8 @@ def retrieval_rows(
         "random heads": random_heads(features, vectors, seed),
     }
     made = []
-    for section, chosen in ((RETRIEVAL, np.ones(len(material.new), bool)), (UNSEEN, material.new)):
+    strange = material.new & ~np.array([encoder_knows(noun) for noun in material.nouns])
+    for section, chosen in ((RETRIEVAL, np.ones(len(strange), bool)), (UNSEEN, material.new), (STRANGE, strange)):
         n = int(chosen.sum())
         if n < 6:  # too few for R@5 to say anything
             continue
@@ -185,12 +192,11 @@ def photo_rows(model: TwoTower, split: Literal["dev", "test"], seed: int, notes:
     images = model.project_images(features)
     plain = random_heads(features, model.text_encoder.get().encode_text(labels), seed)
     right = right_labels(here, labels)
-    chance = right.mean(axis=1)
     return [
         Row(
             PHOTOS,
             f"main thing, top {k} of {len(labels)}",
-            float((1 - (1 - chance) ** k).mean()),
+            chance(right, k),
             None,
             {
                 "model": intervals.rate(_top(images @ classes.T, right, k)),
@@ -206,6 +212,13 @@ def photo_rows(model: TwoTower, split: Literal["dev", "test"], seed: int, notes:
 def right_labels(chosen: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
     """bool [photographs, labels]: whether a label names something that the photograph certainly shows."""
     return np.array([[label in photo.nouns or label in photo.present for label in labels] for photo in chosen])
+
+
+def chance(right: np.ndarray, k: int) -> float:
+    """How often ``k`` labels drawn at random hold a right one, averaged over the rows of ``right``."""
+    n = right.shape[1]
+    k = min(k, n)
+    return float(np.mean([1 - math.comb(n - int(row.sum()), k) / math.comb(n, k) for row in right]))
 
 
 def _top(scores: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
