@@ -60,7 +60,7 @@ def test_the_dump_of_a_recipe_is_the_recipe(tmp_path, plan):
         ({"data__mix": {"single": 0.0}}, "all weights are zero"),
         ({"data__mix": {"single": float("inf")}}, "finite"),
         ({"data__questions": {"smell": 1.0}}, "'yesno'"),
-        ({"data__scenes": 0}, "data.scenes is 0"),
+        ({"data__scenes": 0}, "give either scenes"),
         ({"data__class_features": 1.5}, "data.class_features is 1.5"),
         ({"data__catalogue": ""}, "data.catalogue is ''"),
         ({"projector__kind": "qformer"}, "'qformer' is unknown; known kinds: concept, mlp, resampler"),

@@ -356,6 +356,56 @@ def test_a_projector_alone_can_be_trained(recipe, sensorium):
     assert sensorium("ask", "hi", "--model", output / "composition", "--max-tokens", 2)[0] == 0
 
 
+# Samples in files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """A file of OpenAI-style messages with pictures, and LLaVA's JSON."""
+    directory = tmp_path / "samples"
+    directory.mkdir()
+    messages, llava = [], []
+    for i, colour in enumerate([(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)] * 3):
+        Pillow.new("RGB", (40, 30), colour).save(directory / f"{i}.png")
+        name = ("red", "green", "blue", "yellow")[i % 4]
+        asked = [{"type": "image", "image": f"{i}.png"}, {"type": "text", "text": "What colour?"}]
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": f"It is {name}."}]
+        messages.append(json.dumps({"id": f"m{i}", "messages": turns}))
+        said = [{"from": "human", "value": "<image>\nA colour?"}, {"from": "gpt", "value": name}]
+        llava.append({"id": f"l{i}", "image": f"{i}.png", "conversations": said})
+    (directory / "messages.jsonl").write_text("\n".join(messages) + "\n")
+    (directory / "llava.json").write_text(json.dumps(llava))
+    return [{"path": str(directory / "messages.jsonl")}, {"path": str(directory / "llava.json"), "weight": 0.5}]
+
+
+def test_samples_in_files_train_and_are_resumed(recipe, sensorium, cache, sets):
+    values = {"data": {"sets": sets}, "train__steps": 12, "train__log_every": 1, "train__row_tokens": 120}
+    values["train__learning_rate"] = {"projector": 0.01, "lora": 0.01}
+    path, whole = recipe("whole", **values)
+    code, _, err = sensorium("train", path)
+    assert code == 0, err
+    seen = losses(whole)
+    assert np.mean([seen[s] for s in range(9, 12)]) < 0.9 * np.mean([seen[s] for s in range(3)])
+    manifest = json.loads((whole / "composition" / "manifest.json").read_text())
+    assert manifest["data"] == {"sets": sorted(s["path"] for s in sets)}
+    path, parts = recipe("parts", **values)
+    child = start(path, home=cache)
+    wait_for(child, "step     4/12")
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=300)
+    assert sensorium("train", path, "--resume", parts)[0] == 0
+    assert losses(parts) == seen
+
+
+def test_files_and_scenes_do_not_mix_in_a_stage(recipe, sensorium, sets):
+    path, _ = recipe("both", data__sets=sets)
+    assert "either scenes" in complaint(sensorium("train", path), 2)
+    path, _ = recipe("twins", data={"sets": sets}, stages=[{"name": "a", "objective": "distill"}])
+    assert "no text twins" in complaint(sensorium("train", path), 2)
+    path, _ = recipe("gone", data={"sets": [{"path": "nowhere.jsonl"}]})
+    assert "nowhere.jsonl does not exist" in complaint(sensorium("train", path), 2)
+
+
 # Launchers ------------------------------------------------------------------------------------------------------------
 
 

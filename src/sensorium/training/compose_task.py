@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ Batch = tuple[np.ndarray, Rows, Rows | None]
 
 
 class Batches(Protocol):
-    """Where batches come from (``data.stream.SampleStream``)."""
+    """Where batches come from: ``data.stream.SampleStream``, or ``data.formats.batches.PackedBatches`` for its task."""
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
         """Features float32 [rows, cells, dim], their rows and, for distillation, their text twins."""
 
 

@@ -26,7 +26,8 @@ class Frozen:
         composition: declares the frozen parts.
         weights, encoder: their files.
         features: the encoder's seam.
-        stores: for each stage, what its feature store holds; equal plans share one store.
+        stores: for each stage, what its feature store holds, None where samples come from files; equal plans share
+            one store.
         fingerprints: of each frozen part, as the manifest lists them.
     """
 
@@ -34,7 +35,7 @@ class Frozen:
     weights: Path
     encoder: Path
     features: FeatureSpec
-    stores: tuple[StorePlan, ...]
+    stores: tuple[StorePlan | None, ...]
     fingerprints: dict[str, str]
 
     @property
@@ -44,13 +45,16 @@ class Frozen:
         assert isinstance(layout, Grid)
         return layout.h, layout.w
 
-    def class_directions(self) -> Any:
-        """The encoder's classifier: (weight [classes, dim], bias [classes])."""
+    def make_encoder(self) -> Any:
+        """The image encoder, with one thread: every process of a run has its own."""
         from sensorium import encoders
 
         declared = self.composition.spec.encoders["image"]
-        encoder: Any = encoders.create(declared.kind, self.encoder, **declared.options)
-        return encoder.class_directions()
+        return encoders.create(declared.kind, self.encoder, threads=1, **declared.options)
+
+    def class_directions(self) -> Any:
+        """The encoder's classifier: (weight [classes, dim], bias [classes])."""
+        return self.make_encoder().class_directions()
 
 
 def obtain(recipe: Recipe) -> Frozen:
@@ -78,7 +82,7 @@ def obtain(recipe: Recipe) -> Frozen:
             catalogue_of(stage.data), stage.data.scenes, stage.data.seed,
             {str(kind): weight for kind, weight in stage.data.mix.items()},
             declared.kind, encoder, declared.options, made.spec.fingerprint,
-        )
+        ) if stage.data.scenes else None
         for stage in stages
     )  # fmt: skip
     fingerprints = {"backbone": _fingerprint(weights), "encoders.image": made.spec.fingerprint}

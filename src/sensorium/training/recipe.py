@@ -75,16 +75,29 @@ class LoraRecipe(_Strict):
     alpha: Annotated[float, Field(gt=0)] = 32.0
 
 
+class SetRecipe(_Strict):
+    """One data set of samples in files; see docs/data.md for the formats."""
+
+    path: Text
+    kind: Literal["messages", "llava", "webdataset", "folder", "hf"] | None = None  # None: seen from the content
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    media: Text | None = None
+    licence: Annotated[str, Field(max_length=200)] = ""
+    question: Annotated[str, Field(max_length=1000)] = ""
+
+
 class DataRecipe(_Strict):
-    """Composite scenes and what is asked about them.
+    """Samples in files (``sets``), or composite scenes and what is asked about them.
 
     ``catalogue`` is a file of named pictures of one's own, JSON lines as `data.catalogue.Entry` has them; without one
     the catalogue of registry pictures is built. ``feature_dropout`` is the share of a picture's feature channels that
     are left out each time it is seen.
     """
 
+    sets: tuple[SetRecipe, ...] = ()
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0  # of the sets' weights: above 1 evens them out
     catalogue: Text | None = None
-    scenes: Positive
+    scenes: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seed: Seed = 0
     mix: dict[SceneKind, Weight] = {}
     class_features: Share = 0.0
@@ -93,6 +106,12 @@ class DataRecipe(_Strict):
     yesno_focus: Annotated[float, Field(gt=0, le=100)] = 1.0
 
     _drawable = field_validator("mix", "questions")(_check_weights)
+
+    @model_validator(mode="after")
+    def _has_samples(self) -> DataRecipe:
+        if bool(self.sets) == bool(self.scenes):
+            raise ValueError("give either scenes (a number above 0) or sets (files of samples), and not both")
+        return self
 
 
 class LearningRate(_Strict):
@@ -177,8 +196,12 @@ class Recipe(_Strict):
                 raise ValueError(
                     f"stage {stage.name} trains a lora and the recipe declares none; add lora: {{rank: 16}}"
                 )
+            if stage.data.sets and stage.objective.kind != "next_token":
+                raise ValueError(f"stage {stage.name} reads sets, which have no text twins; use objective: next_token")
             if stage.train.processes != self.train.processes:
                 raise ValueError("all stages run in the same processes; set train.processes once, for the recipe")
+        if self.projector.words and not self.plan()[0].data.scenes:
+            raise ValueError("projector.words learns from the scenes of the first stage, which has none")
         return self
 
     def plan(self) -> tuple[StageRecipe, ...]:
@@ -233,7 +256,7 @@ def _over(below: Any, above: Any) -> Any:
         return copy.deepcopy(below)
     if isinstance(below, dict) and isinstance(above, dict):
         # weights are a whole: a stage's mix of questions is not added to the recipe's
-        whole = ("mix", "questions", "options")
+        whole = ("mix", "questions", "options", "sets")
         return {
             k: above[k] if k in above and (k in whole or k not in below) else _over(below.get(k), above.get(k))
             for k in (*below, *(key for key in above if key not in below))

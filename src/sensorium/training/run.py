@@ -14,7 +14,7 @@ from sensorium.composition import file_sha256
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.training.frozen import Frozen, obtain
 from sensorium.training.recipe import Recipe, StageRecipe, facts, load_recipe
-from sensorium.training.scene_store import build
+from sensorium.training.scene_store import StorePlan, build
 
 RECIPE = "recipe.yaml"
 DONE = "done.json"  # in a stage's directory, once it has taken its last step
@@ -58,7 +58,7 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
         frozen = obtain(plan)
         stores = compute_features(frozen)
     kept = [
-        {**facts(plan, stage), "data.catalogue": file_sha256(store.catalogue), **frozen.fingerprints}
+        {**facts(plan, stage), **drawn_from(store), **frozen.fingerprints}
         for stage, store in zip(stages, frozen.stores)
     ]
     first = first_stage(plan, kept) if resume else 0
@@ -78,6 +78,11 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
             say(f"Interrupted; continue with: sensorium train {recipe} --resume {output}")
         raise
     return output / "composition"
+
+
+def drawn_from(store: StorePlan | None) -> dict[str, str]:
+    """The digest of the catalogue that a stage's scenes are drawn from."""
+    return {"data.catalogue": file_sha256(store.catalogue)} if store else {}
 
 
 def launched() -> tuple[int, int]:
@@ -144,18 +149,21 @@ def features(recipe: Path, engine: str = "local") -> list[Path]:
     """Fill the feature stores of a recipe and return their directories."""
     if engine != "local":
         raise UsageError(f"--engine is {engine!r}, and this version computes features with local alone; use local.")
-    return list(dict.fromkeys(compute_features(obtain(load_recipe(recipe)))))
+    return list(dict.fromkeys(filter(None, compute_features(obtain(load_recipe(recipe))))))
 
 
-def compute_features(frozen: Frozen) -> tuple[Path, ...]:
-    """Draw and encode what the stores lack, with a progress bar on a terminal; one directory for each stage."""
+def compute_features(frozen: Frozen) -> tuple[Path | None, ...]:
+    """Draw and encode what the stores lack, with a progress bar on a terminal; for each stage its directory, if any."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("Composing and encoding scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    directories = []
+    directories: list[Path | None] = []
     for plan in frozen.stores:
+        if plan is None:
+            directories.append(None)
+            continue
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("features", total=plan.scenes)
 

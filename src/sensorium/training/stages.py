@@ -47,7 +47,7 @@ def worker(
     plan: Recipe,
     frozen: Frozen,
     kept: Sequence[dict[str, Any]],
-    stores: Sequence[Path],
+    stores: Sequence[Path | None],
     first: int,
     resume: bool,
 ) -> None:
@@ -57,7 +57,7 @@ def worker(
         rank, address: which process this is, and where the processes meet.
         plan, frozen: the recipe and its frozen parts.
         kept: for each stage, what a checkpoint and the run that resumes it have in common.
-        stores: for each stage, the directory of its features.
+        stores: for each stage, the directory of its scenes' features, None where samples come from files.
         first: the stage to begin with; the one before it has left a checkpoint.
         resume: go on from the checkpoint of ``first``, if it has one.
     """
@@ -73,7 +73,7 @@ def worker(
         spec, tokenizer = spec_from_gguf(gguf, frozen.fingerprints["backbone"]), Tokenizer.from_gguf(gguf)
         dtype = torch.bfloat16 if stages[0].train.precision == "bf16" else torch.float32
         llm = load_llama(gguf, spec, plan.lora, dtype)
-    scenes = SceneStore(stores[0], stages[0].data.scenes)
+    scenes = SceneStore(stores[0], stages[0].data.scenes) if stores[0] else None
     projector = create_projector(plan.projector, frozen, llm, tokenizer, scenes)
     device = choose_device(plan.train.device, rank)
     projector.to(device)
@@ -89,7 +89,7 @@ def worker(
         minutes = round((time.monotonic() - began) / 60, 1)
         write_composition(
             plan, frozen.composition, frozen.features, projector, llm, Path(plan.output) / "composition",
-            frozen.fingerprints, data={"catalogue_sha256": kept[0]["data.catalogue"], "scenes": plan.data.scenes},
+            frozen.fingerprints, data=data_facts(plan, kept),
             run={"steps": sum(taken.values()) + steps, "minutes": minutes},
         )  # fmt: skip
 
@@ -103,8 +103,7 @@ def worker(
             overviews[stage.name] = overview_of(plan, stage, frozen, projector, llm, number)
             if rank == 0:
                 say(overviews[stage.name])
-            stream = make_stream(rank, stage, plan, frozen, SceneStore(stores[number], stage.data.scenes), tokenizer)
-            task = ComposeTask(projector, llm, stream, stage.train.learning_rate, stage.objective)
+            task = make_task(rank, stage, plan, frozen, stores[number], tokenizer, projector, llm)
             goes_on = resume and number == first and (directory / checkpoint.FILE).is_file()
             before = digest_frozen(llm) + digest_frozen(projector)
             with Display(stage.name, stage.train.steps, stage.train.minutes) if rank == 0 else nullcontext() as shown:
@@ -136,8 +135,8 @@ def worker(
 def keep_to_cores(rank: int, world: int) -> None:
     """Give each process of this machine its own cores, where the system lets it.
 
-    Beside other work the scheduler otherwise puts two of them on one core, and each step waits for the slower: measured,
-    that halves the speed.
+    Beside other work the scheduler otherwise puts two of them on one core, and each step waits for the slower; that
+    halves the speed (measured).
     """
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
@@ -189,6 +188,58 @@ def text_logits(llm: Llama, tokenizer: Tokenizer) -> Tensor:
         return llm.logits(llm(llm.embed(ids), torch.arange(length, device=llm.device)[None], mask)[0])
 
 
+def data_facts(plan: Recipe, kept: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest says about the data."""
+    catalogue = next((facts["data.catalogue"] for facts in kept if facts.get("data.catalogue")), None)
+    drawn = {"catalogue_sha256": catalogue, "scenes": plan.data.scenes} if catalogue else {}
+    sets = sorted({one.path for stage in plan.plan() for one in stage.data.sets})
+    return {**drawn, **({"sets": sets} if sets else {})}
+
+
+def make_task(
+    rank: int,
+    stage: StageRecipe,
+    plan: Recipe,
+    frozen: Frozen,
+    store: Path | None,
+    tokenizer: Tokenizer,
+    projector: nn.Module,
+    llm: Llama,
+) -> ComposeTask:
+    """What the loop trains in a stage: on scenes, or on samples in files."""
+    if store:
+        stream = make_stream(rank, stage, plan, frozen, SceneStore(store, stage.data.scenes), tokenizer)
+        return ComposeTask(projector, llm, stream, stage.train.learning_rate, stage.objective)
+    from sensorium.training.data.formats.batches import PackedBatches
+    from sensorium.training.data.formats.encode import encode
+    from sensorium.training.data.formats.features import EncoderFeatures
+    from sensorium.training.data.formats.readers import open_set
+    from sensorium.training.data.formats.sample import Sample
+    from sensorium.training.data.formats.task import PackedTask
+
+    data, train = stage.data, stage.train
+    count = tokens_for(plan.projector.kind, plan.projector.options, frozen.features)
+    sets = [
+        (
+            open_set(
+                one.path, one.kind, media=Path(one.media) if one.media else None, licence=one.licence,
+                question=one.question,
+            ),
+            one.weight,
+        )
+        for one in data.sets
+    ]  # fmt: skip
+
+    def lay_out(sample: Sample) -> Any:
+        return encode(sample, tokenizer, count, limit=train.row_tokens)
+
+    packed = PackedBatches(
+        sets, lay_out, EncoderFeatures(frozen.make_encoder()), rows=train.rows, row_tokens=train.row_tokens, rank=rank,
+        world=train.processes, seed=train.seed, temperature=data.temperature,
+    )  # fmt: skip
+    return PackedTask(projector, llm, packed, train.learning_rate)
+
+
 def make_stream(
     rank: int, stage: StageRecipe, plan: Recipe, frozen: Frozen, scenes: SceneStore, tokenizer: Tokenizer
 ) -> SampleStream:
@@ -199,10 +250,11 @@ def make_stream(
 
     data, train = stage.data, stage.train
     directions = frozen.class_directions() if data.class_features else None
-    catalogue = frozen.stores[plan.plan().index(stage)].catalogue
+    drawn = frozen.stores[plan.plan().index(stage)]
+    assert drawn is not None
     return SampleStream(
         scenes,
-        [item for item in load_items(catalogue) if item.split == "train"],
+        [item for item in load_items(drawn.catalogue) if item.split == "train"],
         ClassFeatures(directions[0], scenes.cells(30_000)) if directions else None,
         frozen.grid,
         tokenizer,

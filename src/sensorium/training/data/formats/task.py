@@ -18,5 +18,5 @@ class PackedTask(ComposeTask):
         """Features [media, cells, dim] and `PackedRows` -> the loss; a batch without media gives the projector a
         gradient of zero."""
         features, rows = batch
-        mean, weight = packed_next_token(self.llm, self.projector(torch.from_numpy(features)), rows)
+        mean, weight = packed_next_token(self.llm, self.projector(torch.from_numpy(features).to(self.llm.device)), rows)
         return Loss(mean, weight, int((rows.branch >= 0).sum()))
