@@ -23,6 +23,7 @@ RUNTIME = {
 MAY_TRAIN = {f"projectors/{kind.file}.py" for kind in KINDS.values()}
 MAY_DRAW = {"resvg_py", "fontTools", "matplotlib"}  # pictures of training packages
 MAY_READ = {"pyarrow"}  # tables of training data
+MAY_SPREAD = {"ray"}  # features on a cluster
 
 # Imports of these fail as they do where they are not installed.
 HOOK = f"""
@@ -90,7 +91,7 @@ def test_only_training_imports_torch(path):
 def test_the_runtime_depends_on_its_dependencies_alone(path):
     allowed = RUNTIME | set(sys.stdlib_module_names) | {"sensorium"}
     if name(path).startswith("training/") or name(path) in MAY_TRAIN:
-        allowed = allowed | TRAINING | MAY_DRAW | MAY_READ
+        allowed = allowed | TRAINING | MAY_DRAW | MAY_READ | MAY_SPREAD
     found = {module.partition(".")[0] for module, _ in imports(path)} - allowed
     assert not found
 

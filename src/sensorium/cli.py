@@ -225,16 +225,39 @@ def train(
     console.write(f"{trained}\n")
 
 
-@app.command()
+@app.command(short_help="Cache the frozen features of a recipe.")
 def features(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.", show_default=False)],
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A YAML recipe.", show_default=False)
+    ] = None,
     engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="Where to compute.")] = "local",
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe.")] = [],  # noqa: B006
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="Processes or tasks.")] = None,
+    info: Annotated[bool, typer.Option("--info", help="List what is cached, and do nothing.")] = False,
+    prune: Annotated[
+        str | None, typer.Option("--prune", metavar="SIZE", help="Leave so much (20GB), least recently used go first.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Compute and cache the frozen features of a recipe. Needs the extra: pip install sensorium[train]."""
-    if engine not in ("local", "ray"):
-        raise UsageError(f"--engine is {engine!r}; use local or ray.")
-    for store in _training("sensorium.training.run", "features")(recipe, engine=engine):
-        console.write(f"{store}\n")
+    if prune is not None or info:
+        from sensorium.training import feature_recipe as cache
+
+        freed = {} if prune is None else {"freed": cache.prune(prune)}
+        held = {**cache.describe(), **freed}
+        console.write_json(held) if as_json else console.write(cache.table(held))
+        return
+    fill = _training("sensorium.training.feature_recipe", "fill_recipe", "features")
+    if recipe is None:
+        raise UsageError("Name a recipe, such as recipes/mini-image.yaml, or see with --info what is cached.")
+    from sensorium.training.engines import check
+
+    check(engine)
+    done = fill(recipe, set_, engine=engine, workers=workers)
+    if as_json:
+        console.write_json({"directories": [str(directory) for directory in done]})
+    else:
+        console.write("".join(f"{directory}\n" for directory in done))
 
 
 @app.command(name="eval", short_help="Run the scorecard.")

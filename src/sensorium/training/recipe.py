@@ -95,6 +95,7 @@ class DataRecipe(_Strict):
     """
 
     sets: tuple[SetRecipe, ...] = ()
+    features: Literal["fp16", "int8"] = "fp16"  # how the features of sets are kept (`training.features`)
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0  # of the sets' weights: above 1 evens them out
     catalogue: Text | None = None
     scenes: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -5,6 +5,9 @@ Its name is a digest of all that determines its content: catalogue, encoder fing
 many scenes there are: a larger plan adds shards. A last shard that is not whole has its count in its name
 (``00001-40.npy``). Shards are written under a temporary name and renamed, so an interrupted build goes on where it
 stopped.
+
+Scenes are not media: they have no bytes to be addressed by, only a plan and an index, and they carry labels. So they
+keep files of their own beside the feature cache (`features`), with which they share the engines and the upkeep.
 """
 
 from __future__ import annotations
@@ -12,10 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from sensorium import hub
-from sensorium.backbones.threads import physical_cores
 from sensorium.errors import SensoriumError
-from sensorium.training.processes import deaf_children
+from sensorium.training import engines
+from sensorium.training.feature_shard import used
+from sensorium.training.feature_upkeep import Lease
 
 SHARD = 250  # scenes a file: 40 MB at 64 cells of 1280
 VERSION = 3  # raise when the drawing of scenes changes
@@ -71,12 +72,13 @@ def _features_file(directory: Path, index: int, count: int, size: int) -> Path:
     return whole if count == size or whole.is_file() else directory / f"{index:05d}-{count}.npy"
 
 
-def _build_shard(plan: StorePlan, directory: Path, index: int, count: int) -> int:
-    """Draw and encode one shard; runs in a worker process with one thread."""
+def _build_shard(task: tuple[StorePlan, Path, int, int]) -> int:
+    """Draw and encode one shard: of a plan, in a directory, its index and scenes; runs in a worker with one thread."""
     from sensorium import encoders
     from sensorium.training.data.scenes import Pool, compose, load_items
 
     global _worker
+    plan, directory, index, count = task
     key = (plan.catalogue, plan.fingerprint)
     if _worker is None or _worker[0] != key:
         pool = Pool([item for item in load_items(plan.catalogue) if item.split == "train"])
@@ -97,12 +99,17 @@ def _build_shard(plan: StorePlan, directory: Path, index: int, count: int) -> in
 _worker: Any = None
 
 
-def build(plan: StorePlan, workers: int | None = None, report: Callable[[int, int], None] | None = None) -> Path:
+def build(
+    plan: StorePlan,
+    workers: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+    engine: str = "local",
+) -> Path:
     """Compute what is missing of a store and return its directory.
 
     Args:
         plan: what it holds.
-        workers: processes; one per core by default.
+        workers, engine: where, see `engines.spread`.
         report: called with (scenes done, scenes in all).
     """
     directory = plan.directory()
@@ -112,40 +119,14 @@ def build(plan: StorePlan, workers: int | None = None, report: Callable[[int, in
     done = plan.scenes - sum(count for _, count in missing)
     if report:
         report(done, plan.scenes)
-    workers = min(workers or physical_cores(), len(missing))
-    for count in _run(plan, directory, missing, workers):
+    if not missing:
+        return directory
+    tasks = ((plan, directory, index, count) for index, count in missing)
+    for count in engines.spread(_build_shard, tasks, engine=engine, workers=workers):
         done += count
         if report:
             report(done, plan.scenes)
     return directory
-
-
-def _run(plan: StorePlan, directory: Path, missing: list[tuple[int, int]], workers: int) -> Iterator[int]:
-    """Build shards, here or in processes, and yield the scenes of each as it is done."""
-    if workers <= 1:
-        for index, count in missing:
-            yield _build_shard(plan, directory, index, count)
-        return
-    # spawned, not forked: ONNX Runtime's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        with deaf_children():
-            futures = [pool.submit(_build_shard, plan, directory, index, count) for index, count in missing]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool:
-        raise SensoriumError(
-            "A process that computes features ended before its time (memory may have run out); close other programs "
-            "and run the command again, it goes on where it stopped."
-        ) from None
-    except BaseException:  # an interrupt, too: do not wait for shards that take a minute
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            pool.shutdown()
 
 
 class SceneStore:
@@ -172,6 +153,10 @@ class SceneStore:
             self.features.append(features[:count])
             self.labels.append(labels[:count])
         self.directory, self.length, self.shard = directory, scenes, shard
+        with contextlib.suppress(SensoriumError):  # a cache of someone else's
+            self._lease = Lease(directory.parent)  # so that no other process makes room by removing it
+            self._lease.add([directory])
+        used(directory)
 
     def __len__(self) -> int:
         return self.length

@@ -33,7 +33,7 @@ from sensorium.training.processes import StopRequest
 from sensorium.training.projectors import create_projector
 from sensorium.training.recipe import Recipe, StageRecipe
 from sensorium.training.report import write_report
-from sensorium.training.run import DONE, say
+from sensorium.training.run import DONE, finished, say
 from sensorium.training.scene_store import SceneStore
 from sensorium.training.write import write_composition
 
@@ -82,15 +82,18 @@ def worker(
         for block in llm.blocks:
             block.compile()
     restore(plan, stages[:first], projector, llm)
-    began, taken = time.monotonic(), dict[str, int]()
+    began = time.monotonic()
+    taken = {stage.name: finished(plan, stage) for stage in stages[:first]}
     spoken = text_logits(llm, tokenizer)
 
     def write(steps: int) -> None:
-        minutes = round((time.monotonic() - began) / 60, 1)
+        minutes = sum(done["minutes"] for done in taken.values())
+        if steps:  # within a stage
+            minutes += (time.monotonic() - began) / 60
         write_composition(
             plan, frozen.composition, frozen.features, projector, llm, Path(plan.output) / "composition",
             frozen.fingerprints, data=data_facts(plan, kept),
-            run={"steps": sum(taken.values()) + steps, "minutes": minutes},
+            run={"steps": sum(d["steps"] for d in taken.values()) + steps, "minutes": round(minutes, 1), "stages": taken},
         )  # fmt: skip
 
     overviews: dict[str, str] = {}
@@ -116,10 +119,11 @@ def worker(
                     f"What stage {stage.name} holds frozen changed during it; this is a bug, please report it."
                 )
             held = before[:12]
-            taken[stage.name] = steps
+            taken[stage.name] = {"steps": steps, "minutes": round((time.monotonic() - began) / 60, 1)}
+            began = time.monotonic()
             if rank == 0:
                 with hub.atomic_write(directory / DONE, "w") as file:
-                    json.dump({"steps": steps, "minutes": round((time.monotonic() - began) / 60, 1)}, file)
+                    json.dump(taken[stage.name], file)
     if not torch.equal(text_logits(llm, tokenizer), spoken):
         raise SensoriumError("Text without media is no longer the bare backbone's; this is a bug, please report it.")
     if rank == 0:
@@ -212,10 +216,10 @@ def make_task(
         return ComposeTask(projector, llm, stream, stage.train.learning_rate, stage.objective)
     from sensorium.training.data.formats.batches import PackedBatches
     from sensorium.training.data.formats.encode import encode
-    from sensorium.training.data.formats.features import EncoderFeatures
     from sensorium.training.data.formats.readers import open_set
     from sensorium.training.data.formats.sample import Sample
     from sensorium.training.data.formats.task import PackedTask
+    from sensorium.training.features import CachedFeatures
 
     data, train = stage.data, stage.train
     count = tokens_for(plan.projector.kind, plan.projector.options, frozen.features)
@@ -234,8 +238,8 @@ def make_task(
         return encode(sample, tokenizer, count, limit=train.row_tokens)
 
     packed = PackedBatches(
-        sets, lay_out, EncoderFeatures(frozen.make_encoder()), rows=train.rows, row_tokens=train.row_tokens, rank=rank,
-        world=train.processes, seed=train.seed, temperature=data.temperature,
+        sets, lay_out, CachedFeatures.of(frozen, data.features), rows=train.rows, row_tokens=train.row_tokens,
+        rank=rank, world=train.processes, seed=train.seed, temperature=data.temperature,
     )  # fmt: skip
     return PackedTask(projector, llm, packed, train.learning_rate)
 
