@@ -475,6 +475,11 @@ def test_a_staged_run_goes_on_where_it_was_killed(recipe, sensorium, cache, line
     assert code == 0, err
     for stage in ("align", "instruct"):
         assert losses(parts / stage) == losses(whole / stage)
+    ran = json.loads((parts / "composition" / "manifest.json").read_text())["run"]
+    assert ran["steps"] == 11 and {name: done["steps"] for name, done in ran["stages"].items()} == {
+        "align": 5,
+        "instruct": 6,
+    }
     one, two = tensors(whole), tensors(parts)
     assert all(torch.equal(one[name], two[name]) for name in one)
 

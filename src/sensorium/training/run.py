@@ -136,13 +136,13 @@ def first_stage(plan: Recipe, kept: Sequence[dict[str, Any]]) -> int:
     return len(stages) - 1
 
 
-def finished(plan: Recipe, stage: StageRecipe) -> bool:
-    """Whether a stage has taken its last step."""
+def finished(plan: Recipe, stage: StageRecipe) -> dict[str, Any]:
+    """{"steps", "minutes"} of a stage that has taken its last step; empty for another."""
     try:
         done = json.loads((plan.directory(stage) / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(done, dict) and done.get("steps", 0) >= 1
+        return {}
+    return done if isinstance(done, dict) and {"steps", "minutes"} <= set(done) else {}
 
 
 def features(recipe: Path, engine: str = "local") -> list[Path]:

@@ -87,13 +87,13 @@ def worker(
     spoken = text_logits(llm, tokenizer)
 
     def write(steps: int) -> None:
-        minutes = sum(done["minutes"] for done in taken.values())
+        minutes, before = (sum(done[key] for done in taken.values()) for key in ("minutes", "steps"))
         if steps:  # within a stage
             minutes += (time.monotonic() - began) / 60
         write_composition(
             plan, frozen.composition, frozen.features, projector, llm, Path(plan.output) / "composition",
             frozen.fingerprints, data=data_facts(plan, kept),
-            run={"steps": sum(d["steps"] for d in taken.values()) + steps, "minutes": round(minutes, 1), "stages": taken},
+            run={"steps": before + steps, "minutes": round(minutes, 1), "stages": taken},
         )  # fmt: skip
 
     overviews: dict[str, str] = {}
