@@ -68,7 +68,7 @@ def test_every_task_is_done_once(engine):
 
 def test_tasks_are_taken_as_they_are_needed():
     taken = []
-    results = engines.spread(tiny_features.double, map(lambda n: taken.append(n) or n, range(100)), workers=1)
+    results = engines.spread(tiny_features.double, (taken.append(n) or n for n in range(100)), workers=1)
     assert [next(results) for _ in range(3)] == [0, 2, 4] and len(taken) == 3
 
 
@@ -141,9 +141,10 @@ def recipe(tmp_path):
     model = tiny.write(tmp_path / "model")
     for name, count in (("a", 4), ("b", 6)):  # b holds the pictures of a, too
         media = tiny_features.pictures(tmp_path / name, count)
+        asked = {"type": "text", "text": "What?"}
         lines = [
             {"messages": [
-                {"role": "user", "content": [{"type": "image", "image": medium.name}, {"type": "text", "text": "What?"}]},
+                {"role": "user", "content": [{"type": "image", "image": medium.name}, asked]},
                 {"role": "assistant", "content": "Noise."},
             ]}
             for medium in media

