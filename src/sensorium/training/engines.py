@@ -170,7 +170,7 @@ def _connect(workers: int | None) -> tuple[Any, bool]:
                 object_store_memory=80 * 2**20,
                 **options,
             )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a node that does not come up in time raises a bare Exception
         reason = (str(error).splitlines() or [""])[0][:200]
         raise SensoriumError(
             f"Ray cannot be reached or started ({type(error).__name__}: {reason}); see `ray status`, or use --engine "
