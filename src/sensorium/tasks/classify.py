@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROMPT = "What is in this picture?"
 PRIOR_WEIGHT = 0.5
 """How much of the blind score is subtracted: 0 ignores it, 1 is the pointwise mutual information."""
-TEMPERATURE = 0.2
+TEMPERATURE = 0.35
 """Divides the scores before the softmax."""
 LONGEST_LABEL = 200
 """Characters of a label."""
