@@ -187,6 +187,18 @@ def test_an_index_that_cannot_be_written(model, folder, tmp_path):
         search(model, folder)
 
 
+def test_no_file_of_another_kind_is_overwritten(sensorium, folder, tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my own")
+    os.mkfifo(tmp_path / "pipe")
+    np.savez(tmp_path / "other.npz", vectors=np.zeros(3))
+    for place in (notes, tmp_path / "pipe", tmp_path / "other.npz"):
+        code, out, err = sensorium(str(folder), "a", "--index", str(place))
+        assert code == 2 and out == "" and "no index of pictures" in err
+    assert notes.read_text() == "my own" and (tmp_path / "pipe").is_fifo()
+    assert not list(tmp_path.glob("*.lock"))
+
+
 def test_many_threads_at_once_agree(model, folder):
     with ThreadPoolExecutor(20) as pool:
         results = list(pool.map(lambda _: search(model, folder, "a red apple"), range(20)))

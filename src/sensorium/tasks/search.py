@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
 LONGEST_QUERY = 2000
 _VERSION = 1  # raise when the file's layout changes
+_MEMBER = slice(30, 39)  # where the zip file that an index is names its first member: facts.npy
 _SAVE_EVERY = 100  # pictures between two writes: what an interrupt may cost
 
 
@@ -82,7 +83,7 @@ def search(
         progress: called with (pictures encoded, to encode).
 
     Raises:
-        UsageError: no such directory, no query or two, an empty text, a `top` below 1.
+        UsageError: no such directory, no query or two, an empty text, a `top` below 1, an `index` that is none.
         SensoriumError: the query picture cannot be read, or the index cannot be written.
     """
     query = check_query(text, image, top)
@@ -90,8 +91,8 @@ def search(
     if not folder.is_dir():
         raise UsageError(f"{str(directory)[:200]} is no directory; give the folder whose pictures to search.")
     place = Path(index) if index is not None else index_path(model, folder)
-    if place.is_dir():
-        raise UsageError(f"{place} is a directory; give --index a file.")
+    if index is not None:
+        _refuse_foreign(place)
     kept, encoded = bring_up_to_date(model, folder, place, progress)
     rows = [(name, row) for name, (_, _, row) in sorted(kept.files.items()) if row >= 0]
     result: list[Found] = []
@@ -154,6 +155,22 @@ def bring_up_to_date(
         if _fresh(kept, found):
             return kept, 0
         return _updated(model, directory, place, identity, kept, found, progress)
+
+
+def _refuse_foreign(place: Path) -> None:
+    """Refuse to write an index over what is none: a directory, a device, a file of something else."""
+    if place.is_dir():
+        raise UsageError(f"{place} is a directory; give --index a file.")
+    try:
+        if place.is_file():
+            with place.open("rb") as file:
+                start = file.read(_MEMBER.stop)
+        else:
+            start = b"?" if place.exists() else b""
+    except OSError:  # reading and writing it will say why
+        return
+    if start and start[_MEMBER] != b"facts.npy":
+        raise UsageError(f"{place} is there and is no index of pictures; give --index another file.")
 
 
 def _fresh(kept: Index, found: dict[str, tuple[int, int]]) -> bool:
