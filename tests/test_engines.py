@@ -32,9 +32,10 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def cluster():
     """A Ray cluster of two workers, for all tests: starting one takes seconds."""
-    ray = pytest.importorskip("ray")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ray, _ = engines._connect(2)
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        ray, _ = engines._connect(2)
     yield ray
     ray.shutdown()
 
@@ -188,7 +189,7 @@ def test_a_recipe_is_filled_told_and_pruned(recipe, sensorium, engine):
     assert "int8, encoder" in out and "used 0 days ago" in out
     old = time.time() - 1e6
     os.utime(store, (old, old))
-    _, out, _ = sensorium("features", "--prune", "20kB")
+    _, out, _ = sensorium("features", "--prune", "5kB")
     assert not store.exists() and list(media.glob("*.safetensors")) and " freed" in out
     code, out, _ = sensorium("features", "--prune", "0", "--json")
     assert json.loads(out)["freed"] > 0 and not json.loads(out)["held"]
