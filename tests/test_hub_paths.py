@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, UsageError
 from sensorium.hub import atomic_dir, atomic_write, cache_dir, file_lock, home, offline
 from sensorium.hub.paths import remove_stale
 
@@ -39,7 +39,7 @@ def test_home_follows_the_variable_and_the_platform(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "result"), [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("", False), ("no", False)]
+    ("value", "result"), [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("", False), ("no", False), ("off", False)]
 )
 def test_offline(monkeypatch, value, result):
     monkeypatch.setenv("SENSORIUM_OFFLINE", value)
@@ -182,3 +182,9 @@ with file_lock(sys.argv[1]):
         process.stdout.close()
     with file_lock(tmp_path / "x", timeout=5):
         pass
+
+
+def test_a_misread_offline_switch_is_refused(monkeypatch):
+    monkeypatch.setenv("SENSORIUM_OFFLINE", "banana")
+    with pytest.raises(UsageError, match="'banana'; set it to 1"):
+        offline()

@@ -498,7 +498,3 @@ def test_features_fills_the_store_once(recipe, sensorium):
     assert "00000-24.npy" in before
     assert sensorium("features", path)[:2] == (0, out)
     assert {file.name: file.stat().st_mtime_ns for file in Path(directory).iterdir()} == before
-
-
-def test_features_by_ray_are_not_there_yet(recipe, sensorium):
-    assert "use local" in complaint(sensorium("features", recipe()[0], "--engine", "ray"), 2)

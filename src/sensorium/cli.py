@@ -276,7 +276,8 @@ def evaluate(
     from sensorium.evaluation.run import evaluate as run_suites
 
     table = sys.stderr if as_json else sys.stdout
-    result = run_suites(suites or [], model=model, limit=limit, with_scenes=not no_scenes, table=table)
+    kept = None if limit or no_scenes else Path("results")  # a quick look must not replace published results
+    result = run_suites(suites or [], model=model, limit=limit, with_scenes=not no_scenes, results=kept, table=table)
     if as_json:
         console.write_json(result)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, UsageError
 
 _TRUE = {"1", "true", "yes", "on"}
 
@@ -47,8 +47,15 @@ def home() -> Path:
 
 
 def offline() -> bool:
-    """True when ``$SENSORIUM_OFFLINE`` is set to 1, true, yes or on: then nothing is fetched over the network."""
-    return os.environ.get("SENSORIUM_OFFLINE", "").strip().lower() in _TRUE
+    """True when ``$SENSORIUM_OFFLINE`` is set to 1, true, yes or on: then nothing is fetched over the network.
+
+    Raises:
+        UsageError: it is set to something that is neither yes nor no: a switch that forbids must not be misread.
+    """
+    said = os.environ.get("SENSORIUM_OFFLINE", "").strip().lower()
+    if said not in _TRUE and said not in ("", "0", "false", "no", "off"):
+        raise UsageError(f"SENSORIUM_OFFLINE is {said[:40]!r}; set it to 1 to forbid downloads, or to 0.")
+    return said in _TRUE
 
 
 def cache_dir(*names: str) -> Path:

@@ -53,6 +53,12 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
             f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
             "place with --set output=DIR."
         )
+    try:
+        output.mkdir(parents=True, exist_ok=True)  # before anything is fetched
+        if not os.access(output, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise unwritable(output, error) from None
     meet(rank, world)
     with first_in_turn(rank, world):
         frozen = obtain(plan)
@@ -63,10 +69,9 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
     ]
     first = first_stage(plan, kept) if resume else 0
     try:
-        output.mkdir(parents=True, exist_ok=True)
         (output / RECIPE).write_text(plan.dump(), encoding="utf-8")
     except OSError as error:
-        raise SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.") from None
+        raise unwritable(output, error) from None
     arguments = (plan, frozen, kept, stores, first, resume is not None)
     try:
         if world or plan.train.processes == 1:
@@ -78,6 +83,11 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
             say(f"Interrupted; continue with: sensorium train {recipe} --resume {output}")
         raise
     return output / "composition"
+
+
+def unwritable(output: Path, error: OSError) -> SensoriumError:
+    """What to say of an output that cannot be written."""
+    return SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.")
 
 
 def drawn_from(store: StorePlan | None) -> dict[str, str]:
