@@ -39,7 +39,8 @@ def test_home_follows_the_variable_and_the_platform(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "result"), [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("", False), ("no", False), ("off", False)]
+    ("value", "result"),
+    [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("", False), ("no", False), ("off", False)],
 )
 def test_offline(monkeypatch, value, result):
     monkeypatch.setenv("SENSORIUM_OFFLINE", value)
