@@ -285,7 +285,7 @@ FLAGS = [
     (["bench", "../setup"], "is unknown"),
     (["train"], "Missing argument"),
     (["train", "recipe.yaml", "--set"], "requires an argument"),
-    (["features"], "Missing argument"),
+    (["features"], "Name a recipe"),
     (["features", "recipe.yaml", "--engine", "abacus"], "use local or ray"),
     (["features", "recipe.yaml", "--engine", ""], "use local or ray"),
 ]
@@ -457,7 +457,9 @@ def test_ctrl_c_while_it_waits_for_a_picture(model):
     time.sleep(3)
     child.send_signal(signal.SIGINT)
     child.stdin = None if child.poll() is not None else child.stdin
-    assert finished(child) == (130, "", "")
+    code, out, err = finished(child)
+    assert (code, out) == (130, "")
+    assert all(line.startswith("Preparing the language model") for line in err.splitlines())
 
 
 def test_ctrl_c_while_it_answers(model, picture):

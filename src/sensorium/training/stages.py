@@ -62,9 +62,11 @@ def worker(
         resume: go on from the checkpoint of ``first``, if it has one.
     """
     world = plan.train.processes
+    # said, not left to torch: with another number of threads a resumed run would not be the same bit for bit
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(int(said) if said.isdigit() and int(said) else max(1, physical_cores() // world))
     if world > 1:
         keep_to_cores(rank, world)
-        torch.set_num_threads(max(1, physical_cores() // world))
         if not dist.is_initialized():  # else a launcher has brought the processes together
             dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     torch.manual_seed(plan.train.seed)
