@@ -406,6 +406,37 @@ def test_files_and_scenes_do_not_mix_in_a_stage(recipe, sensorium, sets):
     assert "nowhere.jsonl does not exist" in complaint(sensorium("train", path), 2)
 
 
+# Evaluation at the end ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_evaluated_at_its_end(recipe, sensorium, monkeypatch):
+    from sensorium.errors import SensoriumError
+    from sensorium.evaluation import run as evaluation
+
+    row = {"name": "yes/no", "chance": 0.5, "blind": 0.5, "shuffled": 0.5, "cascade": 0.5, "model": 0.7, "ci95": [0, 1]}
+    asked = []
+
+    def fake(suites, **options):
+        asked.append((suites, options["model"], options["split"], options["results"]))
+        return {"suites": {"image": {"rows": [{**row, "n": 9, "p": None}]}}}
+
+    monkeypatch.setattr(evaluation, "evaluate", fake)
+    path, output = recipe("good", evaluate="photographs", train__steps=1)
+    code, _, err = sensorium("train", path)
+    assert code == 0, err
+    assert asked == [(["image"], output / "composition", "dev", None)]
+    manifest = json.loads((output / "composition" / "manifest.json").read_text())
+    assert manifest["metrics"] == {"photographs, development half": [{**row, "n": 9}]}
+
+    def fails(*_, **__):
+        raise SensoriumError("No photograph.")
+
+    monkeypatch.setattr(evaluation, "evaluate", fails)
+    path, output = recipe("offline", evaluate="photographs", train__steps=1)
+    code, _, err = sensorium("train", path)
+    assert code == 0 and "was not evaluated: No photograph." in err
+
+
 # Launchers ------------------------------------------------------------------------------------------------------------
 
 

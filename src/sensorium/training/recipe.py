@@ -184,6 +184,7 @@ class Recipe(_Strict):
     data: DataRecipe
     train: TrainRecipe
     stages: tuple[StageRecipe, ...] = ()
+    evaluate: Literal["photographs"] | None = None  # at the end, on the development half
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Recipe:

@@ -82,7 +82,28 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
         if any((plan.directory(stage) / checkpoint.FILE).is_file() for stage in stages):
             say(f"Interrupted; continue with: sensorium train {recipe} --resume {output}")
         raise
+    if plan.evaluate and not rank:
+        evaluate(output / "composition")
     return output / "composition"
+
+
+def evaluate(trained: Path) -> None:
+    """Ask a trained composition about the development photographs, show the scorecard, keep it in the manifest."""
+    from sensorium import hub
+    from sensorium.composition import MANIFEST
+    from sensorium.evaluation.run import evaluate as run_suites
+
+    try:
+        card = run_suites(["image"], model=trained, split="dev", with_scenes=False, results=None, table=sys.stderr)
+    except SensoriumError as error:  # a photograph cannot be fetched, say: the weights are no worse for it
+        say(f"The trained composition was not evaluated: {error}")
+        return
+    rows = card["suites"]["image"]["rows"]
+    kept = ("name", "chance", "blind", "shuffled", "cascade", "model", "ci95", "n")
+    manifest = json.loads((trained / MANIFEST).read_text(encoding="utf-8"))
+    manifest["metrics"] = {"photographs, development half": [{key: row[key] for key in kept} for row in rows]}
+    with hub.atomic_write(trained / MANIFEST, "w") as file:
+        file.write(json.dumps(manifest, indent=1) + "\n")
 
 
 def unwritable(output: Path, error: OSError) -> SensoriumError:
