@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def sensorium(capfd):
 
     def call(*arguments):
         code = run([str(a) if isinstance(a, Path) else a for a in arguments])
+        for thread in threading.enumerate():  # a part may still load: what it writes must not end up in the next call
+            if thread is not threading.current_thread() and not isinstance(thread, threading._DummyThread):
+                thread.join(10)
         out, err = capfd.readouterr()
         return code, out, err
 
