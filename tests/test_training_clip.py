@@ -336,3 +336,5 @@ def test_the_shipped_recipe_is_valid_and_shares_the_store_of_the_other():
     for wrong in ("x", "=3", "train.steps.more=3"):
         with pytest.raises(UsageError):
             read_recipe(recipes / "mini-clip.yaml", [wrong])
+    with pytest.raises(UsageError, match=r"^--set 'loss=foo': loss is 'foo'"):  # and not the recipe's own line
+        read_recipe(recipes / "mini-clip.yaml", ["train.steps=3", "loss=foo"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from sensorium import config, hub
+from sensorium import hub
 from sensorium.composition import FILE, MANIFEST, file_sha256
 from sensorium.encoders.base import FeatureSpec, Grid
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.training.clip_pairs import Pair, digest_of, read_pairs, scene_pairs
 from sensorium.training.clip_recipe import ClipRecipe
+from sensorium.training.overrides import flat, read
 from sensorium.two_tower import SIDES, TwoTower
 
 if TYPE_CHECKING:
@@ -50,10 +51,7 @@ class Material:
 
 def read_recipe(recipe: Path, overrides: Sequence[str] = ()) -> ClipRecipe:
     """Read and validate a recipe of kind `clip`; raises UsageError with the line and the reason."""
-    data, lines = config.read_yaml(recipe)
-    for override in overrides:
-        _override(data, override)
-    return config.validate(data, ClipRecipe, recipe, lines)
+    return read(recipe, ClipRecipe, overrides)
 
 
 def train_clip(recipe: Path | ClipRecipe, overrides: Sequence[str] = (), resume: Path | None = None) -> Path:
@@ -183,7 +181,8 @@ def worker(rank: int, address: str, plan: ClipRecipe, directory: str, output: Pa
         rank, world,
     )  # fmt: skip
     frozen = {"encoders.image": material.image.fingerprint, "encoders.text": material.text.fingerprint}
-    kept = {**_flat(plan.model_dump(mode="json", include={"loss", "heads", "data"})), **material.facts, **frozen}
+    kept = dict(flat(plan.model_dump(mode="json", include={"loss", "heads", "data"})))
+    kept |= {**material.facts, **frozen}
     kept |= {"train.batch": plan.train.batch, "train.seed": plan.train.seed, "train.dropout": plan.train.dropout}
     if rank == 0:
         _say(
@@ -287,32 +286,6 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def _count(module: nn.Module) -> str:
     return f"{sum(p.numel() for p in module.parameters()):,}"
-
-
-def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{before}{key}.") if isinstance(inner, dict) else {before + key: inner}
-    return flat
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    """Put one ``key.subkey=value`` into ``data``."""
-    shown = override if len(override) <= 60 else override[:57] + "..."
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"--set {shown!r} is no key=value; write for example --set train.steps=100.")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise UsageError(f"--set {shown!r}: the value is no YAML; quote it or write a number.") from None
-    *parents, last = key.strip().split(".")
-    at: Any = data
-    for name in parents:
-        at = at.setdefault(name, {}) if isinstance(at, dict) else None
-        if not isinstance(at, dict):
-            raise UsageError(f"--set {shown!r}: {name[:40]!r} holds no keys; see the recipe for what it has.")
-    at[last] = value
 
 
 def _report(label: str) -> Any:

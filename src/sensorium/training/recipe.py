@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sensorium import config
-from sensorium.errors import UsageError
 from sensorium.projectors.spec import KINDS, LARGEST
+from sensorium.training.overrides import flat, read
 
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -229,15 +228,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: the file, a key or a value is wrong; one sentence with the line where there is one.
     """
-    data, lines = config.read_yaml(path)
-    changed = copy.deepcopy(data)
-    for override in overrides:
-        _override(changed, override)
-    try:
-        return config.validate(_spread(changed), Recipe, path, lines)
-    except UsageError as error:
-        _blame(data, overrides, path)
-        raise error from None
+    return read(path, Recipe, overrides, _spread)
 
 
 def _spread(data: dict[str, Any]) -> dict[str, Any]:
@@ -273,59 +264,4 @@ def facts(recipe: Recipe, stage: StageRecipe) -> dict[str, Any]:
     kept["train"] = stage.train.model_dump(mode="json", include={"rows", "row_tokens", "precision", "seed"})
     if recipe.stages:
         kept["stage"] = stage.model_dump(mode="json", include={"name", "objective", "trains"})
-    return dict(_flat(kept, ()))
-
-
-def _flat(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, (*keys, str(key)))
-    else:
-        yield ".".join(keys), value
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    """Put one ``key.subkey=value`` into ``data``."""
-    shown = override if len(override) <= 60 else override[:57] + "..."
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"--set {shown!r} is no key=value; write for example --set train.steps=100.")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise UsageError(f"--set {shown!r}: the value is no YAML; quote it or write a number.") from None
-    *parents, last = key.strip().split(".")
-    at: Any = data
-    for name in parents:
-        if isinstance(at, list):  # stages go by name or by number
-            named = [
-                i
-                for i, item in enumerate(at)
-                if str(i) == name or (isinstance(item, dict) and item.get("name") == name)
-            ]
-            if not named:
-                raise UsageError(f"--set {shown!r}: the recipe has no stage {name[:40]!r}.")
-            at = at[named[0]]
-            continue
-        if at.get(name) is None:
-            at[name] = {}
-        at = at[name]
-        if not isinstance(at, dict | list):
-            raise UsageError(f"--set {shown!r}: {name[:40]!r} holds no keys; see the recipe for what it has.")
-    if not isinstance(at, dict):
-        raise UsageError(f"--set {shown!r}: name a stage and a key, for example stages.align.train.steps=100.")
-    at[last] = value
-
-
-def _blame(data: dict[str, Any], overrides: Sequence[str], path: Path) -> None:
-    """Raise the error of the first override that spoils a recipe which is right without it."""
-    if not overrides:
-        return
-    try:
-        config.validate(_spread(data), Recipe, path)
-    except UsageError:
-        return
-    for override in overrides:
-        _override(data, override)
-        shown = override if len(override) <= 60 else override[:57] + "..."
-        config.validate(_spread(data), Recipe, Path(f"--set {shown!r}"))
+    return dict(flat(kept))
