@@ -308,6 +308,33 @@ def test_counts_hold_what_they_say(items):
     assert all(i.question.startswith("How many ") for i in counts)
 
 
+def test_a_ground_neither_shows_nor_is_denied_what_is_asked(catalogue, tmp_path, monkeypatch):
+    """A photograph that may show dogs and cars is no ground for them, and nothing about either is asked on it."""
+    from sensorium.training.data import scenes as drawing
+
+    Image.new("RGB", (300, 300), (255, 0, 255)).save(tmp_path / "ground.png")
+    labels = {"present": ("dog", "animal"), "unsure": ("car",), "asked_yes": (), "asked_no": ()}
+    photo = photos.Photo("ground", "part", "ground.png", "", "test", "A dog.", ("dog",), **labels)
+    ground = scenes.ground_items([photo], {"ground": tmp_path / "ground.png"})
+    monkeypatch.setattr(drawing, "degrade", lambda canvas, rng: canvas)
+    made = scenes.scene_items(catalogue, set(), scenes.Sizes(60, 30, 30, 40, 30, 20), seed=3, grounds=ground)
+    on_it = [item for item in made if _corner(item.image) == (255, 0, 255)]
+    asked = {item.meta["word"] for item in on_it if item.task == "yesno" and item.answer == "no"}
+    placed = {item.meta["word"] for item in on_it if item.task in ("count", "choice")}
+    assert len(on_it) > len(made) / 5
+    assert {"cat", "bus", "apple"} <= asked | placed
+    assert not asked & {"dog", "animal", "car", "vehicle"}
+    assert not placed & {"dog", "car"}
+
+
+def _corner(data: bytes) -> tuple[int, int, int]:
+    return Image.open(io.BytesIO(data)).convert("RGB").getpixel((1, 1))
+
+
+def test_grounds_are_photographs_of_the_evaluation():
+    assert len({photo.id for photo in photos.ground_photos()}) == len(photos._table()["grounds"]) == 14
+
+
 @pytest.mark.parametrize(
     ("noun", "known"),
     [

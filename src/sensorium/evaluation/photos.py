@@ -68,6 +68,12 @@ def synonyms() -> dict[str, tuple[str, ...]]:
     return {word: tuple(others) for word, others in _table()["synonyms"].items()}
 
 
+def ground_photos() -> list[Photo]:
+    """Photographs of scenery alone, for the grounds of composed scenes."""
+    chosen = frozenset(_table()["grounds"])
+    return [photo for photo in photos() if photo.id in chosen]
+
+
 @cache
 def vocabulary() -> frozenset[str]:
     """Every word that is asked about anywhere."""

@@ -144,7 +144,7 @@ def _photo_items(split: Literal["dev", "test"], limit: int | None, notes: list[s
 
 def _scene_items(catalogue: Path | None, limit: int | None, notes: list[str]) -> list[EvalItem]:
     """Scenes from the test half of a catalogue; none, with a note, where there is none and none can be built."""
-    from sensorium.evaluation import scenes
+    from sensorium.evaluation import photos, scenes
     from sensorium.training.data.catalogue import registry_catalogue
     from sensorium.training.data.scenes import load_items
     from sensorium.training.data.stream import class_names
@@ -162,7 +162,9 @@ def _scene_items(catalogue: Path | None, limit: int | None, notes: list[str]) ->
     trained = {word for row in rows if row.split == "train" for word in (row.name, *row.also)}
     trained |= {word for name, also in class_names() for word in (name, *also)}  # synthesised classes name them too
     sizes = scenes.Sizes() if limit is None else scenes.Sizes(*[limit] * 6)
-    return scenes.scene_items([row for row in rows if row.split == "test"], trained, sizes)
+    scenery = photos.ground_photos()
+    grounds = scenes.ground_items(scenery, photos.fetch_photos(scenery, missing=notes.append))
+    return scenes.scene_items([row for row in rows if row.split == "test"], trained, sizes, grounds=grounds)
 
 
 def _facts() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Test scenes with exact labels, composed of cut-outs that training never showed.
 
-The objects are the test half of the catalogue (a style and a tenth of the nouns that training holds out), on grounds
-of that half. The layouts are the suite's own, so that each row varies one thing: which noun, how many, which side.
+The objects are the test half of the catalogue (a style and a tenth of the nouns that training holds out), on drawn
+grounds and on photographs of scenery of the evaluation's own. The layouts are the suite's own, so that each row varies
+one thing: which noun, how many, which side.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sensorium.evaluation.items import EvalItem
-from sensorium.evaluation.photos import CAPTION
+from sensorium.evaluation.photos import CAPTION, Photo
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,7 +52,11 @@ class Drawn:
 
 
 def scene_items(
-    catalogue: Sequence[Item], trained: Collection[str], sizes: Sizes = Sizes(), seed: int = SEED
+    catalogue: Sequence[Item],
+    trained: Collection[str],
+    sizes: Sizes = Sizes(),
+    seed: int = SEED,
+    grounds: Sequence[Item] = (),
 ) -> list[EvalItem]:
     """All questions about test scenes; the same seed gives the same pictures and words.
 
@@ -59,11 +65,12 @@ def scene_items(
         trained: nouns that training names, for the rows on unseen words.
         sizes: pictures of each kind.
         seed: of everything random.
+        grounds: photographs to put objects on (`ground_items`), beside the test split's own and drawn grounds.
     """
     from sensorium.training.data.questions import Asker, Vocabulary
     from sensorium.training.data.scenes import Pool
 
-    pool = Pool(list(catalogue))
+    pool = Pool([*catalogue, *grounds])
     objects = [item for name in pool.names for item in pool.by_name[name]]
     asker = Asker(Vocabulary.from_scenes([(i.name, i.also) for i in objects]))
     maker = _Maker(pool, asker, frozenset(trained), np.random.default_rng([seed, 1]))
@@ -75,6 +82,33 @@ def scene_items(
         *maker.side(sizes.side),
         *maker.side_groups(sizes.side_groups),
     ]
+
+
+def ground_items(photographs: Sequence[Photo], files: Mapping[str, Path]) -> list[Item]:
+    """Photographs as grounds: whatever their labels leave possible is never denied of a scene on them."""
+    from sensorium.training.data.scenes import Item
+    from sensorium.training.data.vocabulary import not_deniable
+    from sensorium.training.data.words import word_list
+
+    items = []
+    for photo in photographs:
+        if photo.id in files:
+            possible = frozenset().union(*(not_deniable(word) for word in (*photo.present, *photo.unsure)))
+            never = tuple(sorted(possible | set(photo.unsure) | word_list("unnoticed")))
+            items.append(
+                Item(
+                    str(files[photo.id]),
+                    "background",
+                    photo.nouns[0],
+                    "a",
+                    also=photo.present,
+                    never=never,
+                    source=photo.part,
+                    style="photo",
+                    split="test",
+                )
+            )
+    return items
 
 
 @cache
@@ -114,7 +148,8 @@ class _Maker:
         """2x2 groups: two pictures of one broad kind, a noun each."""
         for number in range(n):
             pair = self._rivals()
-            scenes = [self._draw(f"group-{number}-{i}", [item]) for i, item in enumerate(pair)]
+            names = [item.name for item in pair]
+            scenes = [self._draw(f"group-{number}-{i}", [item], names) for i, item in enumerate(pair)]
             for i, q in product(range(2), range(2)):
                 word, facts = pair[q].name, {"group": f"scenes-{number}", "cell": (i, q)}
                 yield self._yes_no(scenes[i], word, i == q, "scene-group", facts)
@@ -206,10 +241,21 @@ class _Maker:
         labels = Scene(np.zeros((1, 1, 3), np.uint8), (Placed(item, 0.5, 0.5, 1.0, 1.0),), "single").labels()
         return self.asker.deniable(word, labels, self.asker.true_words(labels))
 
-    def _draw(self, name: str, items: Sequence[Item]) -> Drawn:
+    def _grounds(self, words: Collection[str]) -> list[Item]:
+        """Photographs that certainly show none of the words, so that what is placed is all there is of them."""
+        return [ground for ground in self.pool.backgrounds if all(self._lacks(ground, word) for word in words)]
+
+    def _lacks(self, ground: Item, word: str) -> bool:
+        from sensorium.training.data.scenes import Scene
+
+        labels = Scene(np.zeros((1, 1, 3), np.uint8), (), "empty", ground=ground).labels()
+        return self.asker.deniable(word, labels, set())
+
+    def _draw(self, name: str, items: Sequence[Item], words: Collection[str] = ()) -> Drawn:
+        """A scene of `items`; `words` will be asked about it besides their names."""
         from sensorium.training.data import scenes
 
-        canvas, ground = scenes.background(self.rng, self.pool.backgrounds)
+        canvas, ground = scenes.background(self.rng, self._grounds({item.name for item in items}.union(words)))
         canvas = canvas.copy()
         places = scenes.places_for(self.rng, len(items))
         tilt = 5.0 if len(items) > 1 else 12.0
@@ -224,7 +270,7 @@ class _Maker:
         from sensorium.training.data import scenes
 
         rng = np.random.default_rng([SEED, seed])
-        canvas, ground = scenes.background(rng, self.pool.backgrounds)
+        canvas, ground = scenes.background(rng, self._grounds({item.name for item in pair}))
         canvas = canvas.copy()
         placed = tuple(scenes.paste(canvas, item, x, 0.5, 0.44, rng, tilt=0.0) for item, x in zip(pair, (0.25, 0.75)))
         return _drawn(name, canvas, placed, ground)
