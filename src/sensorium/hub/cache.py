@@ -29,7 +29,8 @@ def fetch(part: Part, *, progress: bool = True) -> Path:
     """The wanted file of ``part``, in the cache and verified; downloaded on the first call only.
 
     A file inside a zip inside the archive is named ``zip!/file`` (as URLs of jars do): the zip is fetched as any other
-    file, and the wanted file taken out of it under the same limits.
+    file, and the wanted file taken out of it under the same limits. A file that is published in pieces is joined in
+    order, and its digest is that of the whole.
 
     Any number of processes and threads may call it at once. A file whose size or time changed is hashed again, and
     fetched again when it is damaged. ``progress`` shows a bar on a terminal, or one line elsewhere, on standard error.
@@ -165,6 +166,12 @@ def _install(part: Part, progress: bool, inside: Path | None = None) -> Path:
     damaged = _read_record(part)
     if damaged is not None and progress and (home() / damaged["file"]).exists():
         say(f"The cached {part.source} is damaged or was changed; fetching it again")
+    if part.pieces:
+        from sensorium.hub.pieces import join
+
+        path = join(part, home() / "parts" / _short(part) / part.parsed.name, progress=progress)
+        _remember(part, path, part.sha256)
+        return path
     with contextlib.nullcontext(inside) if inside else obtained(part, progress=progress) as archive:
         if inside:
             outer, _, name = part.file.rpartition(NESTED)
