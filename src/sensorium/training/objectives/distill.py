@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sensorium.training.llama import Llama, without_lora
+from sensorium.training.backbone import Backbone
+from sensorium.training.llama import without_lora
+from sensorium.training.objectives.cross_entropy import target_losses
 from sensorium.training.objectives.forward import hidden_states
 from sensorium.training.rows import Rows
 
 
 def distill(
-    llm: Llama, embeds: Tensor, rows: Rows, twin: Rows, *, temperature: float = 2.0, end_of_turn: float = 1.0
+    llm: Backbone, embeds: Tensor, rows: Rows, twin: Rows, *, temperature: float = 2.0, end_of_turn: float = 1.0
 ) -> tuple[Tensor, float]:
     """Weighted mean divergence of the student from the teacher.
 
@@ -40,9 +42,13 @@ def distill(
     last = rows.branch[row, position + 1] != rows.branch[row, (position + 2) % rows.branch.shape[1]]
     weights = torch.from_numpy(weight * (1.0 + (end_of_turn - 1.0) * last).astype(weight.dtype)).to(llm.device)
     with torch.no_grad(), without_lora(llm):
-        hidden = hidden_states(llm, None, twin)
-        teacher = F.log_softmax(llm.logits(hidden[twin_row, twin_position]) / temperature, dim=-1)
-    hidden = hidden_states(llm, embeds, rows)
-    student = F.log_softmax(llm.logits(hidden[row, position]) / temperature, dim=-1)
-    losses = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1) * temperature**2
+        taught = hidden_states(llm, None, twin)[twin_row, twin_position]
+
+    def divergence(logits: Tensor, at: slice) -> Tensor:
+        with torch.no_grad(), without_lora(llm):
+            teacher = F.log_softmax(llm.logits(taught[at]).float() / temperature, dim=-1)
+        student = F.log_softmax(logits / temperature, dim=-1)
+        return F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1) * temperature**2
+
+    losses = target_losses(llm, hidden_states(llm, embeds, rows)[row, position], divergence)
     return (losses * weights).sum() / weights.sum(), float(weights.sum())

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sensorium.training.llama import Llama
+from sensorium.training.backbone import Backbone
+from sensorium.training.objectives.cross_entropy import cross_entropy
 from sensorium.training.objectives.forward import hidden_states
 from sensorium.training.rows import Rows
 
 
-def next_token(llm: Llama, embeds: Tensor, rows: Rows) -> tuple[Tensor, float]:
+def next_token(llm: Backbone, embeds: Tensor, rows: Rows) -> tuple[Tensor, float]:
     """Weighted mean cross-entropy of the answers' tokens, given the picture's embeddings [B, tokens, dim].
 
     Returns:
@@ -19,7 +19,6 @@ def next_token(llm: Llama, embeds: Tensor, rows: Rows) -> tuple[Tensor, float]:
     """
     hidden = hidden_states(llm, embeds, rows)
     row, position, target, weight = rows.targets()
-    logits = llm.logits(hidden[row, position])
-    losses = F.cross_entropy(logits, torch.from_numpy(target).to(llm.device), reduction="none")
+    losses = cross_entropy(llm, hidden[row, position], torch.from_numpy(target).to(llm.device))
     weights = torch.from_numpy(weight).to(llm.device)
     return (losses * weights).sum() / weights.sum(), float(weight.sum())
