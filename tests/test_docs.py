@@ -351,3 +351,11 @@ def test_the_parts_listed_are_those_of_mini():
     for part in (spec["backbone"]["part"], *(encoder["part"] for encoder in spec["encoders"].values())):
         package = part["source"].partition(":")[2]
         assert any(package in line and part["licence"] in line for line in text.splitlines()), package
+
+
+def test_the_tests_that_a_page_names_exist():
+    named = re.findall(r"`tests/(test_\w+\.py)(?:::(\w+))?`", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"))
+    assert len(named) > 16
+    for file, name in named:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert not name or f"\ndef {name}(" in text, f"{file} has no {name}"
