@@ -354,7 +354,9 @@ def test_the_parts_listed_are_those_of_mini():
 
 
 def test_the_tests_that_a_page_names_exist():
-    named = re.findall(r"`tests/(test_\w+\.py)(?:::(\w+))?`", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"))
+    named = re.findall(
+        r"`tests/(test_\w+\.py)(?:::(\w+))?`", (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    )
     assert len(named) > 16
     for file, name in named:
         text = (ROOT / "tests" / file).read_text(encoding="utf-8")
