@@ -35,7 +35,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _inside(name: str) -> str:
+def inside(name: str) -> str:
+    """`name`, when it is a file inside the directory of a composition; ValueError otherwise."""
     path = Path(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
         raise ValueError("it must name a file inside the composition's directory")
@@ -52,6 +53,16 @@ class PartConfig(_Strict):
     licence: str = ""
     size: int | None = Field(None, ge=0)
     file_sha256: str | None = None
+
+    def hub_part(self, path: Path, lines: config.Lines, *keys: str) -> hub.Part:
+        """The hub's view of the part that stands at `keys` of the file `path`. Raises UsageError with its line."""
+        source = self.source
+        if source.startswith("file:"):
+            source = f"file:{path.parent.absolute() / Path(source.removeprefix('file:')).expanduser()}"
+        try:
+            return hub.Part(source, self.file, self.sha256, self.size, self.licence, self.file_sha256)
+        except SensoriumError as error:
+            raise UsageError(f"{config.where(path, lines, *keys, 'part')}: {error}") from None
 
 
 class BackboneConfig(_Strict):
@@ -80,7 +91,7 @@ class ProjectorConfig(_Strict):
     onnx: str
     options: dict[str, Any] = {}
 
-    _paths = field_validator("weights", "onnx")(_inside)
+    _paths = field_validator("weights", "onnx")(inside)
 
 
 class LoraConfig(_Strict):
@@ -89,7 +100,7 @@ class LoraConfig(_Strict):
     weights: str
     active: Literal["media"] = "media"
 
-    _paths = field_validator("weights")(_inside)
+    _paths = field_validator("weights")(inside)
 
 
 class CompositionSpec(_Strict):
@@ -182,21 +193,12 @@ class Composition:
 
     def where(self, *keys: str | int) -> str:
         """`path, line n` of a key, for error messages."""
-        line = config.line_of(self.lines, *keys)
-        return f"{self.path}, line {line}" if line else str(self.path)
+        return config.where(self.path, self.lines, *keys)
 
     def part(self, *keys: str) -> hub.Part:
         """The hub's view of a frozen part: `part("backbone")`, `part("encoders", "image")`."""
-        declared = (self.spec.backbone if keys == ("backbone",) else self.spec.encoders[keys[1]]).part  # type: ignore[index]
-        source = declared.source
-        if source.startswith("file:"):
-            source = f"file:{self.directory.absolute() / Path(source.removeprefix('file:')).expanduser()}"
-        try:
-            return hub.Part(
-                source, declared.file, declared.sha256, declared.size, declared.licence, declared.file_sha256
-            )
-        except SensoriumError as error:
-            raise UsageError(f"{self.where(*keys, 'part')}: {error}") from None
+        declared = self.spec.backbone if keys == ("backbone",) else self.spec.encoders[keys[1]]  # type: ignore[index]
+        return declared.part.hub_part(self.path, self.lines, *keys)
 
     def identity(self, *keys: str) -> str:
         """A hash that changes when the part's file may have changed, without reading the file: keys of caches."""

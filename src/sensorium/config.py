@@ -95,6 +95,12 @@ def kind_of_recipe(path: Path) -> str:
         return ""
 
 
+def where(path: Path, lines: Lines, *keys: str | int) -> str:
+    """`path, line n` of the key at this path, for messages; `path` alone where the line is not known."""
+    line = line_of(lines, *keys)
+    return f"{path}, line {line}" if line else str(path)
+
+
 def line_of(lines: Lines, *keys: str | int) -> int | None:
     """The line of the key at this path, or of its nearest parent that has one."""
     path: Path_ = keys
@@ -148,20 +154,19 @@ def _collect_lines(path: Path, node: yaml.Node, keys: Path_, lines: Lines) -> No
 def _explain(error: ValidationError, model: type[BaseModel], path: Path, lines: Lines) -> NoReturn:
     first = error.errors(include_url=False)[0]
     location = tuple(first["loc"])
-    line = line_of(lines, *location)
-    where = f"{path}, line {line}" if line else str(path)
+    at = where(path, lines, *location)
     key = ".".join(str(part) for part in location) or "the file"
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}." if known else "remove it."
-        raise UsageError(f"{where}: unknown key {key!r}; {hint}") from None
+        raise UsageError(f"{at}: unknown key {key!r}; {hint}") from None
     if first["type"] == "missing":
-        raise UsageError(f"{where}: the key {key!r} is missing.") from None
+        raise UsageError(f"{at}: the key {key!r} is missing.") from None
     given = repr(first["input"])
     given = given if len(given) <= 60 else given[:57] + "..."
     message = first["msg"].removeprefix("Value error, ")
-    raise UsageError(f"{where}: {key} is {given}: {message[:1].lower() + message[1:]}.") from None
+    raise UsageError(f"{at}: {key} is {given}: {message[:1].lower() + message[1:]}.") from None
 
 
 def _known_keys(model: type[BaseModel], location: Path_) -> list[str]:

@@ -58,13 +58,7 @@ class Head(_Strict):
     weights: str
     onnx: str
 
-    @field_validator("weights", "onnx")
-    @classmethod
-    def _inside(cls, name: str) -> str:
-        path = Path(name)
-        if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
-            raise ValueError("it must name a file inside the composition's directory")
-        return name
+    _paths = field_validator("weights", "onnx")(compositions.inside)
 
 
 class Heads(_Strict):
@@ -176,21 +170,12 @@ class TwoTower:
 
     def part(self, side: Side) -> hub.Part:
         """The hub's view of a frozen encoder."""
-        declared = getattr(self.spec.encoders, side).part
-        source = declared.source
-        if source.startswith("file:"):
-            source = f"file:{self.directory.absolute() / Path(source.removeprefix('file:')).expanduser()}"
-        try:
-            return hub.Part(
-                source, declared.file, declared.sha256, declared.size, declared.licence, declared.file_sha256
-            )
-        except SensoriumError as error:
-            raise UsageError(f"{self.where('encoders', side, 'part')}: {error}") from None
+        declared: EncoderConfig = getattr(self.spec.encoders, side)
+        return declared.part.hub_part(self.path, self.lines, "encoders", side)
 
     def where(self, *keys: str) -> str:
         """`path, line n` of a key, for error messages."""
-        line = config.line_of(self.lines, *keys)
-        return f"{self.path}, line {line}" if line else str(self.path)
+        return config.where(self.path, self.lines, *keys)
 
     def fetch(self, side: Side) -> tuple[Path, dict[str, Any]]:
         """The weights of a frozen encoder, and its options, with the tokenizer that its archive holds."""
