@@ -1,4 +1,4 @@
-"""`sensorium train` and `sensorium features`: from a recipe to a composition directory, top to bottom."""
+"""`sensorium train`: from a recipe to a composition directory, top to bottom."""
 
 from __future__ import annotations
 
@@ -174,13 +174,6 @@ def finished(plan: Recipe, stage: StageRecipe) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return done if isinstance(done, dict) and {"steps", "minutes"} <= set(done) else {}
-
-
-def features(recipe: Path, engine: str = "local") -> list[Path]:
-    """Fill the feature stores of a recipe and return their directories."""
-    if engine != "local":
-        raise UsageError(f"--engine is {engine!r}, and this version computes features with local alone; use local.")
-    return list(dict.fromkeys(filter(None, compute_features(obtain(load_recipe(recipe))))))
 
 
 def compute_features(frozen: Frozen) -> tuple[Path | None, ...]:
