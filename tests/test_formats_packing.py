@@ -254,7 +254,6 @@ def test_a_stage_learns_from_files(llms, tokenizer, tmp_path):
     from sensorium.encoders import create
     from sensorium.projectors.spec import tokens_for, torch_class
     from sensorium.training.data.formats.batches import PackedBatches
-    from sensorium.training.data.formats.features import EncoderFeatures
     from sensorium.training.data.formats.task import PackedTask
     from sensorium.training.loop import train_loop
     from sensorium.training.recipe import LearningRate, TrainRecipe
@@ -275,7 +274,7 @@ def test_a_stage_learns_from_files(llms, tokenizer, tmp_path):
         stream = PackedBatches(
             data,
             lambda s: encode(s, tokenizer, count, limit=110),
-            EncoderFeatures(encoder, keep=4),
+            lambda media: encoder.encode([medium.load().pixels for medium in media]),
             rows=2, row_tokens=110, pool=8, window=16,
         )  # fmt: skip
         task = PackedTask(projector, llms["bare"], stream, LearningRate(projector=0.01))
