@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO, cast
 
-from sensorium.errors import STDERR, SensoriumError
+from sensorium.errors import SensoriumError
 
 
 class Unwritable(Exception):
@@ -107,9 +107,8 @@ def complain(sentence: str) -> None:
     sentence = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
     sentence = re.sub(r"\S{161,}", lambda word: f"{word[0][:80]}...{word[0][-70:]}", sentence)
     try:
-        with STDERR:
-            sys.stderr.write(f"sensorium: {sentence}\n")
-            sys.stderr.flush()
+        sys.stderr.write(f"sensorium: {sentence}\n")
+        sys.stderr.flush()
     except OSError:
         pass
 

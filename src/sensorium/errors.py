@@ -5,8 +5,6 @@ Every message is one sentence that says what was given, what is wrong with it an
 
 from __future__ import annotations
 
-import threading
-
 
 class SensoriumError(Exception):
     """The work failed: a file, a part or the machine is at fault. The command line exits with 1."""
@@ -18,8 +16,3 @@ class UsageError(SensoriumError):
     """The call is wrong: a flag, an argument or a recipe. The command line exits with 2."""
 
     exit_code = 2
-
-
-STDERR = threading.Lock()
-"""Held while a line is written to standard error: threads that load parts write there, too, and a text stream loses
-what two threads write at once."""

@@ -6,8 +6,6 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-from sensorium.errors import STDERR
-
 Report = Callable[[int, int | None], None]
 """Called with the bytes that are there so far and the total (None while unknown)."""
 
@@ -24,7 +22,7 @@ def megabytes(size: int | None) -> str:
 def say(line: str) -> None:
     """One line on standard error (which a windowed program may not have)."""
     if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError), STDERR:
+        with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
