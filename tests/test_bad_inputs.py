@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -20,7 +19,6 @@ import tiny
 import tiny_training
 from bad_compositions import bad_compositions
 from bad_files import bad_images
-from sensorium.cli import run
 
 pytestmark = pytest.mark.timeout(120)  # one bad input takes milliseconds; a hang must not pass
 COMPOSITIONS = list(bad_compositions())
@@ -46,21 +44,6 @@ def surroundings(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("SENSORIUM_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("SENSORIUM_DEBUG", raising=False)
-
-
-@pytest.fixture
-def sensorium(capfd):
-    """Run a command line in this process; what native code writes is caught, too."""
-
-    def call(*arguments):
-        code = run([str(a) if isinstance(a, Path) else a for a in arguments])
-        for thread in threading.enumerate():  # a part may still load: what it writes must not end up in the next call
-            if thread is not threading.current_thread() and not isinstance(thread, threading._DummyThread):
-                thread.join(10)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 def sentences(err, paths=()):

@@ -41,19 +41,6 @@ def cache(home, monkeypatch):
     monkeypatch.delenv("SENSORIUM_DEBUG", raising=False)
 
 
-@pytest.fixture
-def sensorium(capsys):
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        code = run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
-
-
 def process(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "sensorium", *map(str, arguments)],

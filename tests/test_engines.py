@@ -19,7 +19,6 @@ import pytest
 import tiny
 import tiny_features
 import tiny_training
-from sensorium.cli import run
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.training import engines
 from sensorium.training import feature_upkeep as upkeep
@@ -161,17 +160,6 @@ def recipe(tmp_path):
         {"name": "files", "data": {"scenes": 0, "mix": {}, "questions": {}, "sets": sets, "features": "int8"}},
     ]
     return tiny_training.write_recipe(tmp_path / "recipe.yaml", plan)
-
-
-@pytest.fixture
-def sensorium(capfd):
-    def call(*arguments):
-        code = run([str(a) for a in arguments])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
 
 
 def test_a_recipe_is_filled_told_and_pruned(recipe, sensorium, engine):

@@ -16,7 +16,6 @@ from PIL import Image as Pillow
 
 import tiny
 import tiny_training
-from sensorium.cli import run
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.timeout(900)
@@ -47,17 +46,6 @@ def recipe(material, tmp_path):
         return tiny_training.write_recipe(tmp_path / f"{name}.yaml", plan), tmp_path / name
 
     return write
-
-
-@pytest.fixture
-def sensorium(capfd):
-    def call(*arguments):
-        code = run([str(a) for a in arguments])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
 
 
 def losses(output):

@@ -11,7 +11,6 @@ from PIL import Image as Pillow
 import tiny
 import tiny_clip
 from sensorium import composition, load
-from sensorium.cli import run
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.tasks.clip import TEMPLATES, classify_clip, label_vectors
 from sensorium.two_tower import TwoTower
@@ -41,17 +40,6 @@ def picture(tmp_path_factory):
     path = tmp_path_factory.mktemp("picture") / "red.png"
     Pillow.new("RGB", (30, 20), (200, 20, 20)).save(path)
     return path
-
-
-@pytest.fixture
-def sensorium(capsys):
-    def call(*arguments):
-        code = run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
 
 
 def test_vectors_have_length_one_and_come_from_both_towers(model, picture):

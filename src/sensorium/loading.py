@@ -48,7 +48,7 @@ class Lazy(Generic[T]):
     def start(self) -> None:
         """Begin making the value in a thread."""
         if not self._done:
-            threading.Thread(target=self._run, daemon=True).start()
+            threading.Thread(target=self._run, name="load", daemon=True).start()
 
     @property
     def ready(self) -> bool:
