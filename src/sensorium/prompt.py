@@ -109,24 +109,49 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template of the ChatML family: `<start>role\\ncontent<end>\\n`.
+    """A chat template that encloses each turn: `<start>role\\ncontent<end>\\n`.
 
     Attributes:
         start, end: names of the special tokens around a turn.
         default_system: the system prompt that text-only conversations without one get; conversations with media get
             none (a shorter prefill, and the projectors are trained so).
+        assistant: what the template calls that role.
+        system_turn: whether a system message is a turn; else it stands at the beginning of the user's next turn.
+        trims: whether the white space around a message goes.
     """
 
     start: str
     end: str
     default_system: str | None
+    assistant: str = "assistant"
+    system_turn: bool = True
+    trims: bool = False
+
+    def turns(self, messages: Sequence[Message], has_media: bool) -> list[tuple[Message, str, str]]:
+        """Each turn with what stands before its own text, and that text."""
+        told = list(messages)
+        if self.default_system and not has_media and told[0].role != "system":
+            told.insert(0, Message("system", self.default_system))
+        turns: list[tuple[Message, str, str]] = []
+        said = ""
+        for message in told:
+            if message.role == "system" and not self.system_turn:
+                said += message.text + "\n\n"
+                continue
+            before, said = (said, "") if message.role == "user" else ("", said)
+            turns.append((message, before, message.text.strip() if self.trims else message.text))
+        if said:  # a system message that no user's turn follows
+            turns.append((Message("user", ""), said, ""))
+        return turns
 
 
 TEMPLATES = {
     # SmolLM2-Instruct's own template, from its tokenizer_config.json.
     "chatml": Template(
         "<|im_start|>", "<|im_end|>", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    )
+    ),
+    # Gemma 3's own template (tests/data/gemma3_chat_template.jinja).
+    "gemma": Template("<start_of_turn>", "<end_of_turn>", None, assistant="model", system_turn=False, trims=True),
 }
 
 
@@ -161,23 +186,20 @@ def render(
     layout = _Layout(tokenizer, count)
     if getattr(tokenizer, "add_bos", False) and tokenizer.bos_id is not None:
         layout.token("system", tokenizer.bos_id)
-    has_media = any(message.media for message in messages)
-    turns = list(messages)
-    if form.default_system and not has_media and turns[0].role != "system":
-        turns.insert(0, Message("system", form.default_system))
-    for turn in turns:
+    for turn, before, text in form.turns(messages, any(message.media for message in messages)):
         answer = turn.role == "assistant"
         layout.special(turn.role, form.start)
-        layout.text(turn.role, turn.role + "\n")
+        layout.text(turn.role, (form.assistant if answer else turn.role) + "\n")
+        layout.text(turn.role, before)
         for medium in turn.media:
             layout.medium(turn.role, medium)
             layout.text(turn.role, "\n")
-        layout.text(turn.role, turn.text, target=answer)
+        layout.text(turn.role, text, target=answer)
         layout.special(turn.role, form.end, target=answer)
         layout.text(turn.role, "\n")
     if generate:
         layout.special("assistant", form.start)
-        layout.text("assistant", "assistant\n")
+        layout.text("assistant", form.assistant + "\n")
     return layout.done()
 
 
