@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sensorium.training.llama import Llama
+from sensorium.training.backbone import Backbone
 from sensorium.training.loop import Loss
 from sensorium.training.objectives.distill import distill
 from sensorium.training.objectives.next_token import next_token
@@ -41,7 +41,7 @@ class ComposeTask:
     def __init__(
         self,
         projector: nn.Module,
-        llm: Llama,
+        llm: Backbone,
         stream: Batches,
         rates: LearningRate,
         objective: ObjectiveRecipe = NEXT_TOKEN,

@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sensorium.training.backbone import Backbone
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -50,25 +53,16 @@ class LoRALinear(nn.Module):
             nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight)
+        y = F.linear(x, self.weight.to(x.dtype))  # float32 where it learns
         if self.rank:
             low = F.linear(x, self.lora_A.to(x.dtype))
             y = y + F.linear(low, self.lora_B.to(x.dtype)) * self.scale
         return y
 
 
-@contextlib.contextmanager
-def without_lora(llm: nn.Module) -> Iterator[None]:
+def without_lora(llm: Backbone) -> contextlib.AbstractContextManager[Any]:
     """Inside, the bare backbone answers."""
-    layers = [module for module in llm.modules() if isinstance(module, LoRALinear) and module.rank]
-    ranks = [layer.rank for layer in layers]
-    try:
-        for layer in layers:
-            layer.rank = 0
-        yield
-    finally:
-        for layer, rank in zip(layers, ranks):
-            layer.rank = rank
+    return llm.without_lora()
 
 
 class RMSNorm(nn.Module):
@@ -129,8 +123,8 @@ class Block(nn.Module):
         return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
 
 
-class Llama(nn.Module):
-    """The frozen backbone.
+class Llama(Backbone):
+    """The backbone, frozen unless somebody lets its parameters learn.
 
     Args:
         shape: the architecture.
@@ -138,7 +132,10 @@ class Llama(nn.Module):
         rank: LoRA rank on every linear layer; 0 trains nothing here.
         alpha: LoRA scale numerator.
         dtype: dtype of the frozen weights and of the activations.
+        master: keep the weights in float32 and cast them for each product, because they will learn.
     """
+
+    shape: LlamaShape
 
     inv_freq: Tensor
 
@@ -150,13 +147,14 @@ class Llama(nn.Module):
         rank: int = 0,
         alpha: float = 32.0,
         dtype: torch.dtype = torch.bfloat16,
+        master: bool = False,
     ) -> None:
         super().__init__()
         self.shape = shape
         self.dtype = dtype
 
         def tensor(name: str) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(state[name])).to(dtype)
+            return torch.from_numpy(np.ascontiguousarray(state[name])).to(torch.float32 if master else dtype)
 
         table, head = "model.embed_tokens.weight", "lm_head.weight"
         self.embedding = nn.Parameter(tensor(table), requires_grad=False)
@@ -173,23 +171,12 @@ class Llama(nn.Module):
         half = torch.arange(0, shape.head_dim, 2, dtype=torch.float64) / shape.head_dim
         self.register_buffer("inv_freq", (1.0 / shape.rope_theta**half).float(), persistent=False)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.embedding.device
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings, [..., dim]; the table is frozen."""
-        return F.embedding(ids, self.embedding)
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Rows of the embedding table, [..., dim]."""
+        return F.embedding(ids, self.embedding).to(self.dtype)
 
     def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states after the last norm.
-
-        Args:
-            embeds: [B, S, dim].
-            positions: [B, S] integers, restarted for every branch.
-            mask: [B, 1, S, S] additive mask in the model's dtype (0 = may attend, -inf = may not).
-        """
+        """Hidden states after the last norm; see `Backbone.forward`."""
         angle = positions[:, None, :, None].float() * self.inv_freq
         cos, sin = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
         x = embeds.to(self.dtype)
@@ -197,9 +184,22 @@ class Llama(nn.Module):
             x = block(x, cos, sin, mask)
         return self.norm(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[n, dim] -> [n, vocab] in float32; call it on target positions only."""
-        return F.linear(hidden.to(self.dtype), self.head).float()
+    def score(self, hidden: Tensor) -> Tensor:
+        """[n, dim] -> [n, vocab] in float32."""
+        return F.linear(hidden.to(self.dtype), self.head.to(self.dtype)).float()
+
+    @contextlib.contextmanager
+    def without_lora(self) -> Iterator[None]:
+        """Inside, the bare backbone answers."""
+        layers = [module for module in self.modules() if isinstance(module, LoRALinear) and module.rank]
+        ranks = [layer.rank for layer in layers]
+        try:
+            for layer in layers:
+                layer.rank = 0
+            yield
+        finally:
+            for layer, rank in zip(layers, ranks):
+                layer.rank = rank
 
     def lora_state(self) -> dict[str, Tensor]:
         """The trained matrices by the names that the graph writer merges; the scale is folded into B."""

@@ -13,8 +13,8 @@ from sensorium.errors import SensoriumError
 from sensorium.training.recipe import StageRecipe
 
 if TYPE_CHECKING:
+    from sensorium.training.backbone import Backbone
     from sensorium.training.frozen import Frozen
-    from sensorium.training.llama import Llama
     from sensorium.training.recipe import Recipe
 
 ADAM = 8  # bytes of optimizer state for each trained parameter: two moments in float32
@@ -22,7 +22,9 @@ KEPT = 34  # numbers of width `dim` that a block keeps of each token for the bac
 EFFICIENCY = 0.35  # of a large matrix product's speed that a whole step reaches; measured on 2 cores
 
 
-def overview_of(plan: Recipe, stage: StageRecipe, frozen: Frozen, projector: nn.Module, llm: Llama, number: int) -> str:
+def overview_of(
+    plan: Recipe, stage: StageRecipe, frozen: Frozen, projector: nn.Module, llm: Backbone, number: int
+) -> str:
     """The table of a stage.
 
     Raises:
@@ -48,7 +50,7 @@ def overview_of(plan: Recipe, stage: StageRecipe, frozen: Frozen, projector: nn.
     return "\n".join([*heading, parts_table(frozen, projector, llm), *facts])
 
 
-def parts_table(frozen: Frozen, projector: nn.Module, llm: Llama) -> str:
+def parts_table(frozen: Frozen, projector: nn.Module, llm: Backbone) -> str:
     """Every part with its parameters, frozen or trained, as lines of text."""
     declared = frozen.composition.spec.encoders["image"]
     size = f"{frozen.encoder.stat().st_size / 1e6:.1f} MB"
@@ -87,7 +89,7 @@ def state(module: nn.Module) -> str:
     return "trained" if trained(module) else "frozen"
 
 
-def memory(stage: StageRecipe, projector: nn.Module, llm: Llama) -> float:
+def memory(stage: StageRecipe, projector: nn.Module, llm: Backbone) -> float:
     """Bytes that all processes need at their peak, roughly: weights, gradients, optimizer, what backward keeps."""
     width = 2 if llm.dtype == torch.bfloat16 else 4
     weights = sum(p.numel() * p.element_size() for m in (projector, llm) for p in m.parameters())
@@ -115,7 +117,7 @@ def available() -> float:
         return 0.0
 
 
-def duration(stage: StageRecipe, llm: Llama) -> str:
+def duration(stage: StageRecipe, llm: Backbone) -> str:
     """How long a stage takes, from the speed of a matrix product here and now; no longer than it is allowed."""
     blocks = sum(p.numel() for n, p in llm.blocks.named_parameters() if ".lora_" not in n)
     # forward and the backward pass to the activations; the frozen weights need no gradient of their own

@@ -7,17 +7,18 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from sensorium.projectors.spec import torch_class
 from sensorium.prompt import Tokens
-from sensorium.training.llama import Llama
+from sensorium.training.backbone import Backbone
 from sensorium.training.recipe import ProjectorRecipe
 from sensorium.training.scene_store import SceneStore
 
 
 def create_projector(
-    recipe: ProjectorRecipe, frozen: Any, llm: Llama, tokenizer: Tokens, store: SceneStore | None = None
+    recipe: ProjectorRecipe, frozen: Any, llm: Backbone, tokenizer: Tokens, store: SceneStore | None = None
 ) -> nn.Module:
     """Build the projector between ``frozen.features`` and the backbone.
 
@@ -34,7 +35,7 @@ def create_projector(
 
 
 def _concepts(
-    recipe: ProjectorRecipe, frozen: Any, llm: Llama, tokenizer: Tokens, store: SceneStore | None
+    recipe: ProjectorRecipe, frozen: Any, llm: Backbone, tokenizer: Tokens, store: SceneStore | None
 ) -> dict[str, Any]:
     """What a concept projector starts from, as arguments of it."""
     from sensorium.training.data.stream import class_names
@@ -51,7 +52,8 @@ def _concepts(
         start["directions"] = tuple(
             np.concatenate(pair) for pair in zip(start["directions"], (learnt.weight, learnt.bias))
         )
-    values, start["common"] = concept_words(llm.embedding.detach().float().numpy(), tokenizer, names)
+    table = llm.embed(torch.arange(llm.shape.vocab, device=llm.device)).detach().float().cpu().numpy()
+    values, start["common"] = concept_words(table, tokenizer, names)
     # "nothing in particular" says nothing
     start["words"] = np.concatenate((values, np.zeros_like(values[:1]))) if learnt else values
     return start

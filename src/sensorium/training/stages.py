@@ -22,11 +22,11 @@ from sensorium.backbones.tokenizer import Tokenizer
 from sensorium.errors import SensoriumError
 from sensorium.projectors.spec import tokens_for
 from sensorium.training import checkpoint
-from sensorium.training.backbone import digest_frozen, load_llama
+from sensorium.training.backbone import Backbone, digest_frozen, load_llama
 from sensorium.training.compose_task import ComposeTask
 from sensorium.training.display import Display
 from sensorium.training.frozen import Frozen
-from sensorium.training.llama import Llama, without_lora
+from sensorium.training.llama import without_lora
 from sensorium.training.loop import train_loop
 from sensorium.training.overview import overview_of
 from sensorium.training.processes import StopRequest
@@ -166,7 +166,7 @@ def choose_device(wanted: str, rank: int) -> torch.device:
     return torch.device("cuda", rank) if wanted != "cpu" and rank < gpus else torch.device("cpu")
 
 
-def learn(projector: nn.Module, llm: Llama, stage: StageRecipe) -> None:
+def learn(projector: nn.Module, llm: Backbone, stage: StageRecipe) -> None:
     """Let learn what the stage trains, and nothing else."""
     trains = stage.trains or ("projector", "lora")
     for parameter in projector.parameters():
@@ -175,7 +175,7 @@ def learn(projector: nn.Module, llm: Llama, stage: StageRecipe) -> None:
         parameter.requires_grad_("lora" in trains and ".lora_" in name)
 
 
-def restore(plan: Recipe, stages: Sequence[StageRecipe], projector: nn.Module, llm: Llama) -> None:
+def restore(plan: Recipe, stages: Sequence[StageRecipe], projector: nn.Module, llm: Backbone) -> None:
     """Take over what finished stages trained, the later over the earlier."""
     parts = {"projector": dict(projector.named_parameters()), "lora": dict(llm.named_parameters())}
     for stage in stages:
@@ -185,7 +185,7 @@ def restore(plan: Recipe, stages: Sequence[StageRecipe], projector: nn.Module, l
                 parts[part][rest].copy_(value)
 
 
-def text_logits(llm: Llama, tokenizer: Tokenizer) -> Tensor:
+def text_logits(llm: Backbone, tokenizer: Tokenizer) -> Tensor:
     """What the backbone says about a text without media: its LoRA is off then, as at inference."""
     text = tokenizer.encode("What is the capital of France? Name a fruit, and count to three.")
     ids, length = torch.tensor([text], device=llm.device), len(text)
@@ -210,7 +210,7 @@ def make_task(
     store: Path | None,
     tokenizer: Tokenizer,
     projector: nn.Module,
-    llm: Llama,
+    llm: Backbone,
 ) -> ComposeTask:
     """What the loop trains in a stage: on scenes, or on samples in files."""
     if store:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sensorium.training.llama import Llama
+from sensorium.training.backbone import Backbone
 from sensorium.training.rows import Rows
 
 
@@ -15,7 +15,7 @@ def additive_mask(rows: Rows, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -1e4)
 
 
-def place_media(llm: Llama, embeds: Tensor, rows: Rows) -> Tensor:
+def place_media(llm: Backbone, embeds: Tensor, rows: Rows) -> Tensor:
     """Token embeddings with the projected picture in its place: [B, length, dim]."""
     start, end = rows.media
     text = llm.embed(torch.from_numpy(rows.ids).to(llm.device))
@@ -24,7 +24,7 @@ def place_media(llm: Llama, embeds: Tensor, rows: Rows) -> Tensor:
     return torch.cat((text[:, :start], embeds.to(text.dtype), text[:, end:]), dim=1)
 
 
-def hidden_states(llm: Llama, embeds: Tensor | None, rows: Rows) -> Tensor:
+def hidden_states(llm: Backbone, embeds: Tensor | None, rows: Rows) -> Tensor:
     """The backbone's last hidden states [B, length, dim]; ``embeds`` [B, tokens, dim], None for rows of text alone."""
     empty = torch.zeros(len(rows.ids), 0, llm.shape.dim, device=llm.device)
     inputs = place_media(llm, empty if embeds is None else embeds, rows)
