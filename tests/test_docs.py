@@ -361,3 +361,12 @@ def test_the_tests_that_a_page_names_exist():
     for file, name in named:
         text = (ROOT / "tests" / file).read_text(encoding="utf-8")
         assert not name or f"\ndef {name}(" in text, f"{file} has no {name}"
+
+
+def test_an_encoder_and_a_projector_take_fewer_than_sixty_lines():
+    page = ROOT / "docs" / "compose.md"
+    added = [b for b in blocks(page) if b.mark.startswith(("file: src/", "registry: "))]
+    assert len(added) == 4
+    lines = sum(len(block.text.splitlines()) for block in added)
+    assert lines < 60
+    assert f"which take {lines} lines" in page.read_text(encoding="utf-8")
