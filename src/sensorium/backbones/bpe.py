@@ -50,7 +50,7 @@ class ByteLevelBPE:
         text = self._vocabulary.tokens[token]
         if self._vocabulary.kinds[token] == Kind.USER_DEFINED:
             return text.encode("utf-8", "replace")
-        table = _byte_of_char()
+        table = byte_of_char()
         # A character outside the table can only come from a damaged vocabulary; keep it visible.
         return b"".join(table.get(char) or char.encode("utf-8", "replace") for char in text)
 
@@ -72,7 +72,7 @@ def _pre_tokenizer(rules: str, path: Path) -> PreTokenizer:
 
 
 @lru_cache(maxsize=1)
-def _byte_of_char() -> dict[str, bytes]:
+def byte_of_char() -> dict[str, bytes]:
     """GPT-2's table from printable stand-in characters to bytes (`bytes_to_unicode` in openai/gpt-2)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {chr(byte): bytes([byte]) for byte in printable}

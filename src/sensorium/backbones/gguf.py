@@ -78,6 +78,15 @@ class GGUF:
 
     # -- public -------------------------------------------------------------------------------------------------
 
+    @property
+    def label(self) -> str:
+        """How a sentence about this file begins."""
+        return f"The model file {self.path}"
+
+    def own_name(self, name: str) -> str:
+        """The name of a tensor in the file: the same."""
+        return name
+
     def load(self, name: str) -> np.ndarray:
         """The tensor as a new float32 array in numpy order (`tensors[name].shape`), dequantised."""
         info = self._info(name)
@@ -126,7 +135,7 @@ class GGUF:
     # -- reading the header -------------------------------------------------------------------------------------
 
     def _error(self, problem: str) -> SensoriumError:
-        return SensoriumError(f"The model file {self.path} {problem}.")
+        return SensoriumError(f"{self.label} {problem}.")
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:

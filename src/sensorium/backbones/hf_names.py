@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.source import WeightSource
 from sensorium.backbones.spec import spec_from_gguf
 from sensorium.errors import SensoriumError
 
@@ -52,13 +52,19 @@ def hf_name(name: str, arch: str) -> str | None:
     return f"model.layers.{int(layer)}.{names[part]}.{kind}"
 
 
+def permute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a llama query or key projection from Hugging Face order to GGUF order; same shape."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
+
+
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
     """Rows of a llama query or key projection (or its bias) from GGUF order back to Hugging Face order; same shape."""
     pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def load_hf_state(gguf: GGUF) -> dict[str, np.ndarray]:
+def load_hf_state(gguf: WeightSource) -> dict[str, np.ndarray]:
     """The whole model as float32 arrays under Hugging Face names, fit for `load_state_dict(strict=True)`.
 
     With tied embeddings, "lm_head.weight" is the very array of "model.embed_tokens.weight" (no copy).

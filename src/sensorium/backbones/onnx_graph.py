@@ -1,4 +1,5 @@
-"""Rewrites a GGUF language model as an ONNX graph that takes embeddings: the runtime's way to run it without torch.
+"""Rewrites a language model (a GGUF file or a Hugging Face directory) as an ONNX graph that takes embeddings, so that
+it runs without torch.
 
 `build` writes a directory that `engine.Engine` opens:
 
@@ -23,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sensorium.backbones import nibbles
-from sensorium.backbones.gguf import GGUF
 from sensorium.backbones.graph_parts import MS, Parts
 from sensorium.backbones.graph_products import blocks_product, float_product, nibbles_product
 from sensorium.backbones.lora import LoRA
 from sensorium.backbones.nibbles import Nibbles
 from sensorium.backbones.quantize import Blocks, quantize, recode, stack
+from sensorium.backbones.source import WeightSource
 from sensorium.backbones.spec import BackboneSpec, spec_from_gguf
 from sensorium.backbones.traits import Traits
 from sensorium.errors import SensoriumError, UsageError
@@ -47,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 
 def build(
-    gguf: GGUF,
+    gguf: WeightSource,
     out_dir: Path,
     *,
     quantization: str = "int8",
@@ -58,7 +59,7 @@ def build(
     """Write the graph of `gguf` into `out_dir` (made if need be) and return `out_dir`.
 
     Args:
-        gguf: an open model of the architectures `llama`, `qwen2`, `qwen3` or `gemma3`.
+        gguf: an open model (see `source.WeightSource`) of the architectures `llama`, `qwen2`, `qwen3` or `gemma3`.
         quantization: "int8" (eight-bit activations; weights in blocks of 32, of four bits where the file has four, see
             `nibbles`, else of eight, see `quantize`) or "fp32" (the dequantised weights: 4 bytes each).
         lora: a safetensors file (see `lora.LoRA`). It becomes further columns of four-bit weights, and is merged into
@@ -98,7 +99,7 @@ def build(
 class _Writer:
     def __init__(
         self,
-        gguf: GGUF,
+        gguf: WeightSource,
         spec: BackboneSpec,
         traits: Traits,
         quantized: bool,

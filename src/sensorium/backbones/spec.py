@@ -11,7 +11,7 @@ import numpy as np
 from sensorium.errors import SensoriumError
 
 if TYPE_CHECKING:
-    from sensorium.backbones.gguf import GGUF
+    from sensorium.backbones.source import WeightSource
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 
@@ -64,7 +64,7 @@ class BackboneSpec:
     qkv_bias: bool = False
 
 
-def spec_from_gguf(gguf: GGUF, fingerprint: str | None = None) -> BackboneSpec:
+def spec_from_gguf(gguf: WeightSource, fingerprint: str | None = None) -> BackboneSpec:
     """Reads and checks the spec; pass `fingerprint` when the file's sha256 is already known (hashing takes 0.1-0.3 s).
 
     Raises `SensoriumError` for an architecture that is not supported, a missing or senseless field, or tensors whose
@@ -72,9 +72,7 @@ def spec_from_gguf(gguf: GGUF, fingerprint: str | None = None) -> BackboneSpec:
     """
     arch = gguf.metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
-        raise SensoriumError(
-            f"The model file {gguf.path} holds the architecture {arch!r}; supported are {', '.join(ARCHITECTURES)}."
-        )
+        raise SensoriumError(f"{gguf.label} holds the architecture {arch!r}; supported are {', '.join(ARCHITECTURES)}.")
     fields = _Fields(gguf, arch)
     dim, heads = fields.count("embedding_length"), fields.count("attention.head_count")
     kv_heads = fields.count("attention.head_count_kv", heads)
@@ -94,7 +92,7 @@ def spec_from_gguf(gguf: GGUF, fingerprint: str | None = None) -> BackboneSpec:
     rope_dim = fields.count("rope.dimension_count", head_dim)
     if rope_dim != head_dim:
         raise fields.error(f"rotates {rope_dim} of {head_dim} dimensions, which is not supported")
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "attn_q.weight": (heads * head_dim, dim),
         "attn_k.weight": (kv_heads * head_dim, dim),
         "attn_v.weight": (kv_heads * head_dim, dim),
@@ -105,6 +103,16 @@ def spec_from_gguf(gguf: GGUF, fingerprint: str | None = None) -> BackboneSpec:
         "attn_norm.weight": (dim,),
         "ffn_norm.weight": (dim,),
     }
+    optional: dict[str, tuple[int, ...]] = {
+        "attn_q.bias": (heads * head_dim,),
+        "attn_k.bias": (kv_heads * head_dim,),
+        "attn_v.bias": (kv_heads * head_dim,),
+        "attn_q_norm.weight": (head_dim,),
+        "attn_k_norm.weight": (head_dim,),
+        "post_attention_norm.weight": (dim,),
+        "post_ffw_norm.weight": (dim,),
+    }
+    shapes |= {name: shape for name, shape in optional.items() if f"blk.0.{name}" in gguf.tensors}
     for layer in range(layers):
         for name, shape in shapes.items():
             fields.expect(f"blk.{layer}.{name}", shape)
@@ -137,7 +145,7 @@ def spec_from_gguf(gguf: GGUF, fingerprint: str | None = None) -> BackboneSpec:
     )
 
 
-def _rope_scaling(gguf: GGUF, arch: str) -> str:
+def _rope_scaling(gguf: WeightSource, arch: str) -> str:
     """ "none", "linear", "llama3" (a tensor of divisors), or whatever else the file asks for."""
     factors = [key for key in LINEAR_FACTORS if gguf.metadata.get(f"{arch}.{key}") not in (None, 0, 1)]
     kind = str(gguf.metadata.get(f"{arch}.rope.scaling.type", "linear" if factors else "none"))
@@ -155,30 +163,32 @@ def template_kind(template: Any) -> str:
     return next((kind for marker, kind in _TEMPLATES if marker in template), "unknown")
 
 
-def token_id(gguf: GGUF, role: str, vocab: int) -> int | None:
+def token_id(gguf: WeightSource, role: str, vocab: int) -> int | None:
     """The id that the metadata gives to a role ("bos", "eos", "padding", "unknown"), or None."""
     value = gguf.metadata.get(f"tokenizer.ggml.{role}_token_id")
     return value if type(value) is int and 0 <= value < vocab else None
 
 
-def end_ids(gguf: GGUF, vocab: int) -> frozenset[int]:
+def end_ids(gguf: WeightSource, vocab: int) -> frozenset[int]:
     """Every token after which the model is done: those that the metadata names, and the well-known control tokens."""
     named = {token_id(gguf, role, vocab) for role in ("eos", "eot", "eom")} - {None}
     tokens, kinds = gguf.metadata.get("tokenizer.ggml.tokens"), gguf.metadata.get("tokenizer.ggml.token_type")
     known: set[int] = set()
     if isinstance(tokens, list) and isinstance(kinds, np.ndarray) and len(kinds) == len(tokens):
         known = {i for i in np.flatnonzero(kinds == _CONTROL).tolist() if tokens[i] in _END_TOKENS}
-    return frozenset(i for i in named | known if i is not None)
+    listed = gguf.metadata.get("tokenizer.ggml.eos_token_ids")  # `generation_config.json` may name several
+    several = {i for i in listed if type(i) is int and 0 <= i < vocab} if isinstance(listed, list) else set()
+    return frozenset(i for i in named | known | several if i is not None)
 
 
 class _Fields:
     """Typed access to the metadata of one architecture; every failure names the key."""
 
-    def __init__(self, gguf: GGUF, arch: str) -> None:
+    def __init__(self, gguf: WeightSource, arch: str) -> None:
         self.gguf, self.arch = gguf, arch
 
     def error(self, problem: str) -> SensoriumError:
-        return SensoriumError(f"The model file {self.gguf.path} {problem}; use another conversion of the model.")
+        return SensoriumError(f"{self.gguf.label} {problem}; use another conversion of the model.")
 
     def count(self, key: str, default: int | None = None) -> int:
         value = self.gguf.metadata.get(f"{self.arch}.{key}", default)
@@ -199,4 +209,5 @@ class _Fields:
         info = self.gguf.tensors.get(name)
         if info is None or info.shape != shape:
             found = "no such tensor" if info is None else f"the shape {info.shape}"
+            name = self.gguf.own_name(name)
             raise self.error(f"should hold {name} of the shape {shape} and has {found}")

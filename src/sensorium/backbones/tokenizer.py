@@ -1,4 +1,4 @@
-"""A tokenizer built from a GGUF file's own metadata: text <-> token ids, special tokens by name, and streaming.
+"""A tokenizer built from a model file's own metadata: text <-> token ids, special tokens by name, and streaming.
 
 Text never yields special tokens: they are left out of the vocabulary that text is matched against, so a user who types
 `<|im_start|>` gets those twelve characters. The prompt builder places special tokens by id (`special`).
@@ -10,14 +10,14 @@ import codecs
 from collections.abc import Iterable
 from typing import Protocol
 
-from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.source import WeightSource
 from sensorium.backbones.spec import end_ids, token_id
 from sensorium.backbones.vocabulary import Vocabulary
 from sensorium.errors import SensoriumError
 
 
 class Algorithm(Protocol):
-    """How a vocabulary is applied to text (`bpe.py`, `spm.py`)."""
+    """How a vocabulary is applied to text (`bpe.py`, `spm.py`, `hf_tokenizer.py`)."""
 
     @property
     def strips_first_space(self) -> bool:
@@ -49,7 +49,7 @@ class Tokenizer:
         self._algorithm = algorithm
 
     @classmethod
-    def from_gguf(cls, gguf: GGUF) -> Tokenizer:
+    def from_gguf(cls, gguf: WeightSource) -> Tokenizer:
         """Raises `SensoriumError` when the file's tokenizer is missing, damaged or of a kind that is not supported."""
         vocabulary = Vocabulary(gguf)
         size = len(vocabulary.tokens)
@@ -117,7 +117,7 @@ class Detokenizer:
 _MODEL = "tokenizer.ggml.model"
 
 
-def _algorithm(gguf: GGUF, vocabulary: Vocabulary) -> Algorithm:
+def _algorithm(gguf: WeightSource, vocabulary: Vocabulary) -> Algorithm:
     model = gguf.metadata.get(_MODEL)
     if model == "gpt2":
         from sensorium.backbones.bpe import ByteLevelBPE
@@ -131,6 +131,10 @@ def _algorithm(gguf: GGUF, vocabulary: Vocabulary) -> Algorithm:
 
         prefix = gguf.metadata.get("tokenizer.ggml.add_space_prefix", True) is not False
         return SentencePiece(vocabulary, gguf.metadata.get("tokenizer.ggml.scores"), prefix, gguf.path)
+    if model == "huggingface" and isinstance(data := gguf.metadata.get("tokenizer.huggingface.json"), dict):
+        from sensorium.backbones.hf_tokenizer import HFPipeline
+
+        return HFPipeline(vocabulary, data, gguf.path)
     raise SensoriumError(
         f"The model file {gguf.path} has a tokenizer of the kind {model!r}; supported are 'gpt2' and 'llama'."
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.source import WeightSource
 from sensorium.backbones.spec import LINEAR_FACTORS, BackboneSpec
 from sensorium.errors import SensoriumError
 
@@ -34,7 +34,7 @@ class Traits:
     rope_divisors: NDArray[np.float32] | None
 
     @staticmethod
-    def of(gguf: GGUF, spec: BackboneSpec) -> Traits:
+    def of(gguf: WeightSource, spec: BackboneSpec) -> Traits:
         """The traits of an open model. Raises `SensoriumError` for a rotary scaling that is not supported."""
         gemma = spec.arch == "gemma3"
         factor, divisors = _stretch(gguf, spec)
@@ -62,18 +62,22 @@ class Traits:
         """The rotary base of a layer."""
         return _GEMMA_LOCAL_THETA if self.local(layer) else self.spec.rope_theta
 
+    def frequencies(self, theta: float) -> NDArray[np.float64]:
+        """How far each rotary pair turns from one position to the next, in radians: [head_dim / 2]."""
+        half = np.arange(0, self.spec.head_dim, 2, dtype=np.float64) / self.spec.head_dim
+        turns = theta**-half
+        if self.rope_divisors is not None:
+            turns = turns / self.rope_divisors
+        stretched: NDArray[np.float64] = turns / (self.rope_factor if theta == self.spec.rope_theta else 1.0)
+        return stretched
+
     def rotary(self, theta: float, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Cosine and sine tables, float32 [context, head_dim / 2]."""
-        half = np.arange(0, self.spec.head_dim, 2, dtype=np.float64) / self.spec.head_dim
-        frequencies = theta**-half
-        if self.rope_divisors is not None:
-            frequencies = frequencies / self.rope_divisors
-        stretched = self.rope_factor if theta == self.spec.rope_theta else 1.0
-        angles = np.arange(context, dtype=np.float64)[:, None] / stretched * frequencies
+        angles = np.arange(context, dtype=np.float64)[:, None] * self.frequencies(theta)
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def _stretch(gguf: GGUF, spec: BackboneSpec) -> tuple[float, NDArray[np.float32] | None]:
+def _stretch(gguf: WeightSource, spec: BackboneSpec) -> tuple[float, NDArray[np.float32] | None]:
     """The factor and the divisors [head_dim / 2] by which positions are stretched; refuses schemes other than these."""
     if spec.rope_scaling == "none":
         return 1.0, None

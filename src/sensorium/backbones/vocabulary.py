@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.source import WeightSource
 from sensorium.errors import SensoriumError
 
 # A user-defined token that looks like a marker (<think>, <tool_call>, [INST]) is structure, not text; others, such as
@@ -32,7 +32,7 @@ class Vocabulary:
     Raises `SensoriumError` when the file has no tokens or their kinds do not fit.
     """
 
-    def __init__(self, gguf: GGUF) -> None:
+    def __init__(self, gguf: WeightSource) -> None:
         tokens = gguf.metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, list) or not tokens:
             raise SensoriumError(f"The model file {gguf.path} holds no tokenizer; use a conversion that does.")
