@@ -59,6 +59,7 @@ def trained(material, tmp_path_factory):
     directory = tmp_path_factory.mktemp("trained")
     plan = tiny_training.recipe(*material, directory / "out", train__steps=30, train__checkpoint_every=20)
     plan["train"]["learning_rate"] = {"projector": 0.01, "lora": 0.01}
+    plan["install"] = str(directory / "installed")
     path = tiny_training.write_recipe(directory / "recipe.yaml", plan)
     environment = {**os.environ, "SENSORIUM_HOME": str(home), "SENSORIUM_OFFLINE": "1"}
     command = [sys.executable, "-m", "sensorium", "train", str(path)]
@@ -101,6 +102,17 @@ def test_the_trained_composition_answers_about_pictures(trained, sensorium, tmp_
     parts = {part["name"]: part for part in json.loads(out)["parts"]}
     assert parts["projectors.image"]["state"] == parts["lora"]["state"] == "trained"
     assert parts["backbone"]["state"] == "frozen"
+
+
+def test_the_finished_composition_is_installed(trained):
+    from sensorium.composition import Composition
+
+    installed = trained[0].parent / "installed"
+    assert f"Installed: {installed}\n" in trained[1].stderr
+    Composition(installed).check_files()
+    assert {p.name: p.read_bytes() for p in installed.iterdir()} == {
+        p.name: p.read_bytes() for p in (trained[0] / "composition").iterdir()
+    }
 
 
 def test_the_manifest_names_the_frozen_parts_the_recipe_and_the_data(trained, material):

@@ -286,4 +286,6 @@ def _replace_directory(source: Path, target: Path) -> None:
             target.rename(old / "was")
             source.rename(target)
         finally:
+            if not target.exists() and (old / "was").exists():  # interrupted, or refused, between the two
+                (old / "was").rename(target)
             shutil.rmtree(old, ignore_errors=True)

@@ -106,6 +106,7 @@ class ClipRecipe(_Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     composition: Text
     output: Text
+    install: Text | None = None  # where the finished composition is copied to (`training.install`)
     loss: Literal["clip", "siglip"] = "clip"
     heads: HeadsRecipe = HeadsRecipe()
     data: ClipData

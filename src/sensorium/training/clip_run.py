@@ -18,6 +18,7 @@ from sensorium.encoders.base import FeatureSpec, Grid
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.training.clip_pairs import Pair, digest_of, read_pairs, scene_pairs
 from sensorium.training.clip_recipe import ClipRecipe
+from sensorium.training.install import check_target, install
 from sensorium.training.overrides import flat, read
 from sensorium.two_tower import SIDES, TwoTower
 
@@ -80,6 +81,7 @@ def train_clip(recipe: Path | ClipRecipe, overrides: Sequence[str] = (), resume:
             f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
             "place with --set output=DIR."
         )
+    check_target(plan.install, output)
     towers = TwoTower(plan.composition)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -92,6 +94,8 @@ def train_clip(recipe: Path | ClipRecipe, overrides: Sequence[str] = (), resume:
         worker(0, "", *arguments)
     else:
         run_ranks(worker, plan.train.processes, arguments)
+    if plan.install:
+        _say(f"Installed: {install(output / 'composition', plan.install)}")
     return output / "composition"
 
 

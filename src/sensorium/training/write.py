@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from sensorium.composition import FILE, MANIFEST, Composition, file_sha256
 from sensorium.encoders.base import FeatureSpec
 from sensorium.training.llama import Llama
 from sensorium.training.recipe import Recipe
-
-TRAINED = ("image.onnx", "image.safetensors", "lora.safetensors")
 
 
 def write_composition(
@@ -72,12 +69,3 @@ def write_composition(
         text.write(yaml.safe_dump(spec, sort_keys=False))
     with hub.atomic_write(directory / MANIFEST, "w") as text:
         text.write(json.dumps(manifest, indent=1) + "\n")
-
-
-def install(trained: Path, target: Path) -> None:
-    """Copy a trained composition over another directory (the packaged `mini`, say)."""
-    for name in (*TRAINED, FILE, MANIFEST):
-        if (trained / name).is_file():
-            shutil.copy2(trained / name, target / name)
-        elif name in TRAINED:
-            (target / name).unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""The recipe's ``install``: a finished composition copied, as a whole, to where it is used from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from sensorium import hub
+from sensorium.composition import FILE, MANIFEST
+from sensorium.errors import SensoriumError, UsageError
+
+TRAINED = (".onnx", ".safetensors")
+
+
+def check_target(target: str | None, output: Path) -> None:
+    """Refuse, before anything is fetched, a place that a composition could not or should not be put in.
+
+    What stands there is replaced as a whole, so it must be a composition and nothing besides.
+
+    Raises:
+        UsageError: `target` is the run's own output or above it, or holds something else.
+        SensoriumError: it cannot be written.
+    """
+    if target is None:
+        return
+    place, run = Path(target).expanduser().resolve(), output.resolve()
+    if run.is_relative_to(place) or place.is_relative_to(run):
+        raise UsageError(f"install is {target} and the output is {output}; give two places, neither inside the other.")
+    names = _names(place)
+    strange = sorted(name for name in names if name not in (FILE, MANIFEST) and Path(name).suffix not in TRAINED)
+    if names and (strange or FILE not in names):
+        found = strange[0] if strange else f"no {FILE}"
+        raise UsageError(
+            f"install would replace {target}, which is no composition or holds more than one ({found[:100]}); "
+            "name a composition or a new directory."
+        )
+    above = next(parent for parent in place.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise SensoriumError(f"install cannot write into {above}; choose another place.")
+
+
+def install(trained: Path, target: str) -> Path:
+    """Copy ``composition.yaml``, the manifest and the trained files of `trained` to the directory `target`.
+
+    The copy is made beside `target` and takes its place by renaming, so nobody ever finds half of one composition and
+    half of another there. Returns the directory.
+
+    Raises:
+        SensoriumError: it cannot be written; what stood there is as it was.
+    """
+    place = Path(target).expanduser().resolve()  # behind a link, whose place a directory could not take
+    check_target(target, trained.parent)
+    with hub.atomic_dir(place) as directory:
+        for path in trained.iterdir():
+            if path.name in (FILE, MANIFEST) or path.suffix in TRAINED:
+                shutil.copy2(path, directory / path.name)
+    return place
+
+
+def _names(place: Path) -> list[str]:
+    try:
+        return [path.name for path in place.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SensoriumError(f"install is {place}, which is no directory to write ({error.strerror}).") from None
