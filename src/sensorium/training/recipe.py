@@ -183,10 +183,10 @@ class Recipe(_Strict):
     data: DataRecipe
     train: TrainRecipe
     stages: tuple[StageRecipe, ...] = ()
+    install: Text | None = None  # where the finished composition is copied to (`training.install`)
     evaluate: Literal["photographs"] | None = None  # at the end, on the development half
 
     @model_validator(mode="after")
-    install: Text | None = None  # where the finished composition is copied to (`training.install`)
     def _stages_fit(self) -> Recipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
