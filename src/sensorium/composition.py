@@ -9,6 +9,7 @@ Loading checks every seam (`seams.py`) before anything runs.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -45,7 +46,7 @@ def inside(name: str) -> str:
 
 class PartConfig(_Strict):
     """Where a frozen file comes from; see `hub.Part`. A relative `file:` path counts from the composition's
-    directory."""
+    directory. A file that is published in pieces has the source `join:name`."""
 
     source: str
     file: str = ""
@@ -53,14 +54,16 @@ class PartConfig(_Strict):
     licence: str = ""
     size: int | None = Field(None, ge=0)
     file_sha256: str | None = None
+    pieces: tuple[PartConfig, ...] = ()
 
     def hub_part(self, path: Path, lines: config.Lines, *keys: str) -> hub.Part:
         """The hub's view of the part that stands at `keys` of the file `path`. Raises UsageError with its line."""
         source = self.source
         if source.startswith("file:"):
             source = f"file:{path.parent.absolute() / Path(source.removeprefix('file:')).expanduser()}"
+        pieces = tuple(piece.hub_part(path, lines, *keys) for piece in self.pieces)
         try:
-            return hub.Part(source, self.file, self.sha256, self.size, self.licence, self.file_sha256)
+            return hub.Part(source, self.file, self.sha256, self.size, self.licence, self.file_sha256, pieces)
         except SensoriumError as error:
             raise UsageError(f"{config.where(path, lines, *keys, 'part')}: {error}") from None
 
@@ -185,6 +188,17 @@ class Composition:
             pass
         names = f" nor one of {', '.join(packaged_names())}" if packaged_names() else ""
         raise UsageError(f"{given[:200]!r} is no model: it is neither a directory with a {FILE}{names}.")
+
+    def over(self, backbone: BackboneConfig) -> Composition:
+        """These encoders with another LLM. What was trained for this one's LLM fits no other and is left out."""
+        other = copy.copy(self)
+        other.spec = self.spec.model_copy(
+            update={"backbone": backbone, "projectors": {}, "lora": None, "description": "", "licence": ""}
+        )
+        other.manifest = None
+        other.lines = {keys: line for keys, line in self.lines.items() if keys[0] != "backbone"}
+        vars(other).pop("trained_files", None)
+        return other
 
     @property
     def name(self) -> str:

@@ -31,6 +31,12 @@ def part_name(modality: str) -> str:
 
 def check_backbone(composition: Composition, backbone: BackboneSpec) -> None:
     """The template and the fingerprint of the LLM. Raises UsageError or SensoriumError."""
+    check_template(composition, backbone)
+    check_fingerprint(composition, BACKBONE, backbone.fingerprint)
+
+
+def check_template(composition: Composition, backbone: BackboneSpec) -> None:
+    """The chat template that the LLM is talked to in. Raises UsageError or SensoriumError."""
     declared = composition.spec.backbone
     where = composition.where("backbone", "template")
     if declared.template not in TEMPLATES:
@@ -43,7 +49,6 @@ def check_backbone(composition: Composition, backbone: BackboneSpec) -> None:
             f"{declared.part.file or declared.part.source} "
             f"was tuned with {backbone.template!r}; declare that one."
         )
-    check_fingerprint(composition, BACKBONE, backbone.fingerprint)
 
 
 def check_fingerprint(composition: Composition, part: str, fingerprint: str) -> None:

