@@ -127,7 +127,7 @@ def encoder_of(home, monkeypatch):
     """Builds an encoder from a state dict in memory, as if it had been read from a file of that content."""
 
     def encoder_of(variant, state, resolution=128, threads=1):
-        monkeypatch.setattr(efficientnet_lite, "read_pth", lambda path: state)
+        monkeypatch.setattr(efficientnet_lite, "read_tensors", lambda path: state)
         monkeypatch.setattr(efficientnet_lite, "file_sha256", lambda path: str(id(state)))
         return EfficientNetLite(variant, "weights.pth", resolution, threads)
 

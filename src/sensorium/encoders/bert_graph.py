@@ -15,7 +15,7 @@ import numpy as np
 from sensorium.errors import SensoriumError
 
 _OPSET, _IR_VERSION = 18, 9
-_EPSILON = 1e-12
+EPSILON = 1e-12
 HEAD_DIM = 32
 
 
@@ -182,7 +182,7 @@ class _Writer:
 
     def norm(self, x: str, name: str) -> str:
         gain, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
-        return self.node("LayerNormalization", x, gain, bias, axis=-1, epsilon=_EPSILON)
+        return self.node("LayerNormalization", x, gain, bias, axis=-1, epsilon=EPSILON)
 
     def gelu(self, x: str) -> str:
         if not any(value.name == "gelu.root" for value in self.initializers):

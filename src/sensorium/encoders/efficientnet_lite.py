@@ -14,8 +14,9 @@ import numpy as np
 
 from sensorium.encoders import efficientnet_lite_graph as graph
 from sensorium.encoders.base import FeatureSpec, Grid
-from sensorium.encoders.pth import file_sha256, read_pth
+from sensorium.encoders.pth import file_sha256
 from sensorium.encoders.session import FINGERPRINT, open_session
+from sensorium.encoders.tensors import read_tensors
 from sensorium.errors import SensoriumError, UsageError
 
 MAX_ASPECT = 2.0
@@ -33,7 +34,8 @@ class EfficientNetLite:
 
     Args:
         variant: 0, 1 or 2.
-        weights: The ``.pth`` file of that variant (read without torch, see ``pth.py``).
+        weights: The ``.pth`` file of that variant (read without torch, see ``pth.py``), or what training made of it,
+            as safetensors.
         resolution: Side in pixels of the square that pictures are resized to: a multiple of 32 from 128 to 512.
         threads: Threads of one ``encode`` call; ``None`` leaves it to ONNX Runtime (one per core).
 
@@ -63,10 +65,13 @@ class EfficientNetLite:
         self.spec = FeatureSpec(graph.HEAD_DIM, Grid(side, side), None, fingerprint)
 
     def _build(self) -> bytes:
-        state = read_pth(self._weights)
+        state = read_tensors(self._weights)
         graph.classifier(state)  # refused now rather than when the classifier is asked for
-        fingerprint = _fingerprint(self.variant, state, self.resolution)
-        return graph.build(self.variant, state, self.resolution, {FINGERPRINT: fingerprint})
+        return graph.build(self.variant, state, self.resolution, {FINGERPRINT: self.fingerprint_of(state)})
+
+    def fingerprint_of(self, weights: Mapping[str, np.ndarray]) -> str:
+        """The fingerprint that this encoder has with such weights. Raises SensoriumError for those of no such kind."""
+        return _fingerprint(self.variant, weights, self.resolution)
 
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Features of pictures of any sizes.
@@ -94,7 +99,7 @@ class EfficientNetLite:
         Read from the weights file at the first call: most users never need it.
         """
         if self._directions is None:
-            self._directions = graph.classifier(read_pth(self._weights))
+            self._directions = graph.classifier(read_tensors(self._weights))
         return self._directions
 
     def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:

@@ -22,7 +22,7 @@ STD = 128.0
 
 HEAD_DIM = 1280
 CLASSES = 1000
-_BATCH_NORM_EPSILON = 1e-3
+BATCH_NORM_EPSILON = 1e-3
 _OPSET = 17
 _IR_VERSION = 8
 
@@ -218,7 +218,7 @@ class _Writer:
             tensor(self.weights, f"{norm}.{part}", shape[:1]).astype(np.float64)
             for part in ("weight", "bias", "running_mean", "running_var")
         )
-        factor = gain / np.sqrt(np.maximum(variance, 0) + _BATCH_NORM_EPSILON)
+        factor = gain / np.sqrt(np.maximum(variance, 0) + BATCH_NORM_EPSILON)
         kernel *= (factor * scale)[:, None, None, None]
         # TensorFlow's SAME padding: what is odd goes to the right and the bottom. Input sides are even wherever
         # stride is 2, because the resolution is a multiple of 32.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from sensorium.encoders import base
 from sensorium.encoders import bert_graph as graph
 from sensorium.encoders.session import FINGERPRINT, open_session
+from sensorium.encoders.tensors import read_bytes, read_safetensors
 from sensorium.errors import SensoriumError, UsageError
 
 LONGEST = 128
@@ -26,7 +27,6 @@ LONGEST = 128
 _LAYER = "last;mean-of-tokens;v1"  # bump when anything between texts and features changes
 _GRAPH_VERSION = 1
 _BATCH = 32
-_MAX_BYTES = 1 << 30
 _MAX_TOKENIZER = 16 << 20
 
 
@@ -52,7 +52,7 @@ class MiniLM:
             raise UsageError(f"{threads!r} threads cannot run; use 1 or more, or leave it out.")
         self._weights = Path(weights)
         source = Path(tokenizer) if tokenizer else self._weights.with_name("tokenizer.json")
-        words = _read(source, _MAX_TOKENIZER)
+        words = read_bytes(source, _MAX_TOKENIZER)
         self._tokenizer = _tokenizer(words, source)
         self._tokens_digest = hashlib.sha256(words).hexdigest()
         digest = hashlib.sha256(f"{_identity(self._weights)};{self._tokens_digest}".encode()).hexdigest()
@@ -66,23 +66,20 @@ class MiniLM:
         self.sequence = base.FeatureSpec(dim, base.Sequence(), None, fingerprint)
 
     def _build(self) -> bytes:
-        from safetensors.numpy import load
-
-        try:
-            tensors = load(_read(self._weights, _MAX_BYTES))
-        except SensoriumError:
-            raise
-        except Exception as error:  # safetensors raises its own class, and others for types that numpy lacks
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise SensoriumError(f"no safetensors file ({reason}); name the model's weights.") from None
+        tensors = read_safetensors(self._weights)
         shape = graph.shape_of(tensors)
         weights = graph.checked(tensors, shape)
         if self._tokenizer.get_vocab_size() > shape.vocabulary or shape.positions < LONGEST:
             raise SensoriumError(f"the tokenizer does not fit {shape.vocabulary} words and {shape.positions} places.")
+        return graph.build(weights, shape, {FINGERPRINT: self.fingerprint_of(weights)})
+
+    def fingerprint_of(self, weights: Mapping[str, np.ndarray]) -> str:
+        """The fingerprint that this encoder has with such weights. Raises SensoriumError for those of no BERT."""
+        shape = graph.shape_of(weights)
         digest = hashlib.sha256(f"bert;{shape};{_LAYER};{LONGEST};{self._tokens_digest}".encode())
-        for name, array in weights.items():
+        for name, array in graph.checked(weights, shape).items():
             digest.update(name.encode() + array.tobytes())
-        return graph.build(weights, shape, {FINGERPRINT: digest.hexdigest()})
+        return digest.hexdigest()
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """One vector a text, not normalised: float32 [N, dim]. N may be 0.
@@ -106,24 +103,35 @@ class MiniLM:
                 found[place] = sequence[row, : int(mask[row].sum())]
         return found
 
-    def _batches(self, texts: Sequence[str]) -> Any:
-        """(places, ids, mask) of texts of like length, so that little is padding."""
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, its two marks included, at most `LONGEST`.
+
+        Raises:
+            UsageError: one of them is no text.
+        """
         for text in texts:
             if not isinstance(text, str):
                 raise UsageError(f"the sentence encoder was given {type(text).__name__}; give it texts.")
         # a lone surrogate is no Unicode, and the tokenizer takes nothing else
         clean = [text.encode("utf-8", "replace").decode() for text in texts]
-        encoded = [each.ids for each in self._tokenizer.encode_batch(clean)] if clean else []
+        return [each.ids for each in self._tokenizer.encode_batch(clean)] if clean else []
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+        """(places, ids, mask) of texts of like length, so that little is padding."""
+        encoded = self.tokenize(texts)
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), _BATCH):
             places = order[start : start + _BATCH]
-            length = max(len(encoded[i]) for i in places)
-            ids = np.zeros((len(places), length), np.int64)
-            mask = np.zeros((len(places), length), np.float32)
-            for row, place in enumerate(places):
-                ids[row, : len(encoded[place])] = encoded[place]
-                mask[row, : len(encoded[place])] = 1
-            yield places, ids, mask
+            yield places, *padded([encoded[i] for i in places])
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of some texts as a batch: ids int64 [B, T], mask float32 [B, T] (1 for a token, 0 for padding)."""
+    length = max(map(len, rows))
+    ids, mask = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length), np.float32)
+    for at, row in enumerate(rows):
+        ids[at, : len(row)], mask[at, : len(row)] = row, 1
+    return ids, mask
 
 
 def _tokenizer(data: bytes, path: Path) -> Any:
@@ -140,16 +148,6 @@ def _tokenizer(data: bytes, path: Path) -> Any:
     except Exception as error:  # tokenizers raises Exception itself
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise SensoriumError(f"{path} is no tokenizer.json ({reason}); name that of the model.") from None
-
-
-def _read(path: Path, most: int) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > most:
-            raise SensoriumError(f"{path} has {size} bytes, more than the {most} that such a file may have.")
-        return path.read_bytes()
-    except OSError as error:
-        raise SensoriumError(f"{path} cannot be read ({error.strerror}); correct the path.") from None
 
 
 def _identity(path: Path) -> str:
