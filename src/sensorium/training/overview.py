@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,7 +58,8 @@ def parts_table(frozen: Frozen, projector: nn.Module, llm: Backbone) -> str:
     lora = sum(p.numel() for n, p in llm.named_parameters() if ".lora_" in n)
     backbone = sum(p.numel() for p in llm.parameters()) - lora
     dtype = str(llm.dtype).removeprefix("torch.")
-    shape = f"{llm.shape.layers} layers of width {llm.shape.dim}"
+    named = frozen.composition.part("backbone")
+    shape = f"{Path(named.file or named.parsed.name).name}, {llm.shape.layers} layers of width {llm.shape.dim}"
     kind = type(projector).__name__
     rows = [
         ("encoders.image", "", "frozen", "", f"{declared.kind}, {size}, run by ONNX Runtime, features cached"),

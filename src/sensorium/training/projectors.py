@@ -52,8 +52,7 @@ def _concepts(
         start["directions"] = tuple(
             np.concatenate(pair) for pair in zip(start["directions"], (learnt.weight, learnt.bias))
         )
-    table = llm.embed(torch.arange(llm.shape.vocab, device=llm.device)).detach().float().cpu().numpy()
-    values, start["common"] = concept_words(table, tokenizer, names)
+    values, start["common"] = concept_words(llm, tokenizer, names)
     # "nothing in particular" says nothing
     start["words"] = np.concatenate((values, np.zeros_like(values[:1]))) if learnt else values
     return start
@@ -64,12 +63,13 @@ _EMPTY_WORDS = ("creature", "mammal")
 
 
 def concept_words(
-    table: np.ndarray, tokenizer: Tokens, names: Sequence[tuple[str, Sequence[str]]], also: float = 0.3
+    llm: Backbone, tokenizer: Tokens, names: Sequence[tuple[str, Sequence[str]]], also: float = 0.3
 ) -> tuple[np.ndarray, np.ndarray]:
     """What each concept says in the LLM's word embeddings.
 
     Args:
-        table: token embeddings [vocab, dim].
+        llm, tokenizer: the backbone; its embeddings are taken as they stand beside projected media, scaled if it scales
+            them.
         names: (name, other true words) of every concept.
         also: weight of each other word beside the name's 1.
 
@@ -79,7 +79,9 @@ def concept_words(
 
     @lru_cache(None)
     def vector(word: str) -> np.ndarray:
-        return table[tokenizer.encode(" " + word)].mean(0)
+        with torch.no_grad():
+            pieces = llm.embed(torch.tensor(tokenizer.encode(" " + word), device=llm.device))
+        return pieces.float().mean(0).cpu().numpy()
 
     common = np.stack([vector(word) for word in sorted({w for name, others in names for w in (name, *others)})]).mean(0)
     values = []

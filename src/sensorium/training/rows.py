@@ -48,13 +48,15 @@ class Layout:
         return len(self.before) + self.media
 
 
-def split_conversation(messages: Sequence[Message], tokenizer: Tokens, media_tokens: int) -> tuple[Layout, Branch]:
+def split_conversation(
+    messages: Sequence[Message], tokenizer: Tokens, media_tokens: int, template: str = "chatml"
+) -> tuple[Layout, Branch]:
     """Render one conversation with one picture and cut it behind the picture.
 
     Raises:
         SensoriumError: the conversation holds no picture or more than one, or no answer.
     """
-    rendered = render(messages, tokenizer, media_tokens, generate=False)
+    rendered = render(messages, tokenizer, media_tokens, template=template, generate=False)
     places = rendered.media_positions()
     if len(places) != 1:
         raise SensoriumError(f"a training sample holds {len(places)} pictures; this layout takes exactly one.")
@@ -64,11 +66,11 @@ def split_conversation(messages: Sequence[Message], tokenizer: Tokens, media_tok
 
 
 def question_branch(
-    question: str, answer: str, tokenizer: Tokens, media_tokens: int, focus: float = 1.0
+    question: str, answer: str, tokenizer: Tokens, media_tokens: int, focus: float = 1.0, template: str = "chatml"
 ) -> tuple[Layout, Branch]:
     """The usual sample: a picture and a question, then the answer."""
     turns = [Message("user", [Slot(), question]), Message("assistant", answer)]
-    layout, branch = split_conversation(turns, tokenizer, media_tokens)
+    layout, branch = split_conversation(turns, tokenizer, media_tokens, template)
     # the newline after the answer's end marker teaches nothing and is never generated
     last = max(i for i, label in enumerate(branch.labels) if label != IGNORE)
     return layout, Branch(branch.ids[: last + 1], branch.labels[: last + 1], focus)

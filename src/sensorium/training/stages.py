@@ -237,7 +237,8 @@ def make_task(
     ]  # fmt: skip
 
     def lay_out(sample: Sample) -> Any:
-        return encode(sample, tokenizer, count, limit=train.row_tokens)
+        template = frozen.composition.spec.backbone.template
+        return encode(sample, tokenizer, count, template=template, limit=train.row_tokens)
 
     packed = PackedBatches(
         sets, lay_out, CachedFeatures.of(frozen, data.features), rows=train.rows, row_tokens=train.row_tokens,
@@ -274,4 +275,5 @@ def make_stream(
         twins=stage.objective.kind == "distill",
         seed=train.seed,
         rank=rank,
+        template=frozen.composition.spec.backbone.template,
     )

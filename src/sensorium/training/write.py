@@ -47,6 +47,10 @@ def write_composition(
     files = ["image.onnx", "image.safetensors"]
     spec = base.spec.model_dump(mode="json", exclude_defaults=True)
     spec["backbone"]["part"]["source"] = base.part("backbone").source  # a path of one's own, made absolute
+    if base.spec.backbone.part.source.startswith("file:") and not base.spec.backbone.part.file:
+        spec["backbone"]["part"]["sha256"] = frozen["backbone"]  # what was measured
+    if plan.backbone:
+        spec["name"] = plan.name  # what it stands on is no longer what the base is called after
     for name in base.spec.encoders:
         spec["encoders"][name]["part"]["source"] = base.part("encoders", name).source
     declared = {"kind": plan.projector.kind, "encoder": "image", "weights": "image.safetensors", "onnx": "image.onnx"}

@@ -50,7 +50,7 @@ class SampleStream:
         items: the catalogue's training rows, for the vocabulary.
         classes: ``ClassFeatures`` of the encoder, or None for scenes alone.
         grid: the encoder's (h, w).
-        tokenizer, media_tokens: how text and pictures are laid out.
+        tokenizer, media_tokens, template: how text and pictures are laid out.
         rows, row_tokens: size of this rank's batch.
         class_share: share of rows with synthesised classes.
         questions: weights of the question kinds; None for the defaults.
@@ -78,6 +78,7 @@ class SampleStream:
         twins: bool = False,
         seed: int = 0,
         rank: int = 0,
+        template: str = "chatml",
     ) -> None:
         self.store, self.classes, self.grid = store, classes, grid
         self.rows, self.row_tokens, self.class_share = rows, row_tokens, class_share if classes else 0.0
@@ -95,7 +96,9 @@ class SampleStream:
             seen.append(self._labels((int(c),), [(0.5, 0.5, 0.8)]))
         self.asker = balanced(self.asker, [seen[int(i)] for i in sample.permutation(len(seen))], sample)
         self.empty = [i for i in range(len(store)) if store[i][1]["kind"] == "empty"] or list(range(len(store)))
-        self.branch = lru_cache(200_000)(lambda q, a, f=1.0: question_branch(q, a, tokenizer, media_tokens, f))
+        self.branch = lru_cache(200_000)(
+            lambda q, a, f=1.0: question_branch(q, a, tokenizer, media_tokens, f, template)
+        )
         self.layout = self.branch("?", "!")[0]
 
     def batch(self, step: int) -> tuple[np.ndarray, Rows, Rows | None]:
