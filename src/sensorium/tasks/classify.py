@@ -9,8 +9,11 @@ with a temperature fitted on photographs that are used for nothing else, makes t
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +55,7 @@ _MASS = _words(
     "text traffic trash vegetation water weather wheat wildlife wine wood wool"
 )
 _PLURALS = _words("people men women children feet teeth mice geese cattle police")
+_NAMES = _words("earth jupiter mars mercury neptune pluto santa saturn uranus venus")  # also in the lexicon
 _SINGULARS = _words("atlas bias canvas christmas gas lens mattress yes")
 # Control characters, and the separators of lines and paragraphs (Unicode general categories).
 _UNWRITABLE = ("Cc", "Zl", "Zp")
@@ -140,10 +144,13 @@ def classify(
 def as_answer(label: str) -> str:
     """A label as the model would say it: "A cat.", "An old boat.", "Scissors.", "Green grass.", "Paris.", "My dog.".
 
-    A label with capitals is taken for a name and keeps them; all others begin with one. An article is put before the
-    name of one thing alone: not before a name with capitals, a plural, a mass noun, or a phrase that begins with a
-    determiner or a preposition. A full stop ends it.
+    A label with capitals is taken for a name and keeps them, unless it is one common noun of the lexicon: "Cat" is
+    "cat", and "Turkey" is the bird. All others begin with one. An article is put before the name of one thing alone:
+    not before a name with capitals, a plural, a mass noun, or a phrase that begins with a determiner or a preposition.
+    A full stop ends it.
     """
+    if label == label.capitalize() and _common(label.lower()):
+        label = label.lower()
     words = label.lower().rstrip(".!?").split() or [""]
     named = label != label.lower()
     end = next((at for at, word in enumerate(words) if at and word in _PREPOSITIONS), len(words))
@@ -152,6 +159,19 @@ def as_answer(label: str) -> str:
         label = f"{'an' if words[0][:1] in tuple('aeiou') else 'a'} {label}"
     said = label if named else label[:1].upper() + label[1:]
     return said + ("" if said.endswith((".", "!", "?")) else ".")
+
+
+def _common(word: str) -> bool:
+    """Whether a word in lower case is a common noun, or the plural of one."""
+    return not {word, word.removesuffix("s"), word.removesuffix("es")}.isdisjoint(_lexicon() - _NAMES)
+
+
+@cache
+def _lexicon() -> frozenset[str]:
+    """The nouns of things that can be seen, of one word; a plain file, for training's reader of it is training's."""
+    text = (Path(__file__).parents[1] / "training" / "data" / "lexicon.txt").read_text(encoding="utf-8")
+    spelt = (word.strip(" +-") for word in re.split(r"[:<,=\n]", re.sub("(?m)^#.*", "", text)))
+    return frozenset(word for word in spelt if word and " " not in word)
 
 
 def _plural(word: str) -> bool:
