@@ -60,7 +60,7 @@ def test_the_dump_of_a_recipe_is_the_recipe(tmp_path, plan):
         ({"data__mix": {"single": 0.0}}, "all weights are zero"),
         ({"data__mix": {"single": float("inf")}}, "finite"),
         ({"data__questions": {"smell": 1.0}}, "'yesno'"),
-        ({"data__scenes": 0}, "give either scenes"),
+        ({"data__scenes": 0}, r"give either scenes \(a number above 0\) or sets"),
         ({"data__class_features": 1.5}, "data.class_features is 1.5"),
         ({"data__catalogue": ""}, "data.catalogue is ''"),
         ({"projector__kind": "qformer"}, "'qformer' is unknown; known kinds: concept, mlp, resampler"),
@@ -93,7 +93,7 @@ def test_bad_recipes_are_one_sentence(tmp_path, plan, change, reason):
 
 def test_a_missing_key_and_a_missing_file_are_said(tmp_path, plan):
     del plan["data"]["scenes"]
-    with pytest.raises(UsageError, match=r"give either scenes"):
+    with pytest.raises(UsageError, match=r"give either scenes \(a number above 0\) or sets"):
         load(tmp_path, plan)
     with pytest.raises(UsageError, match=r"gone\.yaml does not exist"):
         load_recipe(tmp_path / "gone.yaml")
