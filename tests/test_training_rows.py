@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from sensorium.prompt import IGNORE, Message, Slot, render  # noqa: E402
 from sensorium.training.backbone import load_llama  # noqa: E402
 from sensorium.training.objectives.forward import additive_mask, place_media  # noqa: E402
 from sensorium.training.objectives.next_token import next_token  # noqa: E402
+from sensorium.training.recipe import LoraRecipe  # noqa: E402
 from sensorium.training.rows import Branch, Layout, fitting, pack, question_branch, split_conversation  # noqa: E402
 
 MEDIA = 3
@@ -32,15 +35,23 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
+    """The tiny backbone, bare and with a LoRA that is not zero, and its tokenizer."""
     path = tmp_path_factory.mktemp("rows") / "llm.gguf"
     tiny.write_gguf(path, np.random.default_rng(0))
     with GGUF(path) as gguf:
-        return load_llama(gguf, spec_from_gguf(gguf), None, torch.float32), Tokenizer.from_gguf(gguf)
+        spec = spec_from_gguf(gguf)
+        made = [load_llama(gguf, spec, lora, torch.float32) for lora in (None, LoraRecipe(rank=2, alpha=4.0))]
+        tokenizer = Tokenizer.from_gguf(gguf)
+    torch.manual_seed(0)
+    for name, parameter in made[1].named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2)
+    return made, tokenizer
 
 
-@pytest.fixture(scope="module")
-def llm(backbone):
-    return backbone[0]
+@pytest.fixture(scope="module", params=[0, 1], ids=["bare", "lora"])
+def llm(backbone, request):
+    return backbone[0][request.param]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +106,20 @@ def test_every_branch_of_a_row_equals_that_question_alone(llm, tokenizer):
             torch.testing.assert_close(mine, alone, rtol=1e-5, atol=2e-5)
 
 
+def test_half_precision_packs_as_well(backbone, tokenizer, llm):
+    """In bfloat16 a row's losses are those of single questions within its rounding: 8 bits."""
+    layout, made = branches(tokenizer, QUESTIONS)
+    length = layout.length + sum(len(b.ids) for b in made) + 9
+    half, embeds = copy.deepcopy(llm).to(torch.bfloat16), pictures(1)
+    half.dtype = torch.bfloat16
+    with torch.no_grad():
+        together, weight = next_token(half, embeds, pack(layout, [made], length))
+        alone = [next_token(half, embeds, pack(layout, [[b]], length)) for b in made]
+        exact, _ = next_token(llm, embeds, pack(layout, [made], length))
+    assert float(together) == pytest.approx(sum(float(loss) * w for loss, w in alone) / weight, rel=0.01)
+    assert float(together) == pytest.approx(float(exact), rel=0.03) and float(together) != float(exact)
+
+
 def test_the_loss_is_the_weighted_mean_over_all_targets(llm, tokenizer):
     layout, made = branches(tokenizer, QUESTIONS)
     made = [Branch(b.ids, b.labels, focus) for b, focus in zip(made, (3.0, 1.0, 1.0, 3.0))]
@@ -123,7 +148,8 @@ def test_gradients_reach_the_picture_and_nothing_frozen(llm, tokenizer):
     embeds = pictures(1).requires_grad_()
     next_token(llm, embeds, pack(layout, [made], 400))[0].backward()
     assert (embeds.grad.abs().sum(dim=-1) > 0).all()
-    assert all(parameter.grad is None for parameter in llm.parameters())
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in llm.parameters())
+    llm.zero_grad(set_to_none=True)
 
 
 def test_what_does_not_fit_is_left_out_whole(tokenizer):

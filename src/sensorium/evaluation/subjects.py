@@ -66,6 +66,8 @@ class _Speaker:
                 limit = CAPTION_TOKENS if question.task == "caption" else ANSWER_TOKENS
                 spoken[limit, question.task == "yesno"].append(at)
         for (limit, yes_no), places in spoken.items():
+            # Of like length together: a batch's keys and values take the room of its longest prompt.
+            places.sort(key=lambda at: prompts[at][0].prompt_length(prompts[at][1]))
             for start in range(0, len(places), BATCH):
                 some = places[start : start + BATCH]
                 told = self._speak([prompts[at] for at in some], limit, yes_no)

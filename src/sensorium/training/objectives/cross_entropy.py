@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = {"cpu": 64, "cuda": 1024}
-"""Positions that have logits at once, by kind of device. At a vocabulary of 49,152, 64 of them are 13 MB in float32; on two
-cores that takes three quarters of the time of all at once (200 to 300 positions), and both 16 and 256 take longer."""
+"""Positions that have logits at once, by kind of device. At a vocabulary of 49,152, 64 of them are 13 MB in float32; on
+two cores that takes three quarters of the time of all at once (200 to 300 positions); 16 and 256 take longer."""
 
 LossOf = Callable[[Tensor, slice], Tensor]
 """(logits float32 [m, vocab], which positions they are of) -> losses [m], each of its own logits alone."""
