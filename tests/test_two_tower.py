@@ -136,7 +136,7 @@ def edit(name, before, after):
         (lambda d: (d / "manifest.json").write_text("{"), "not valid JSON"),
         (edit("composition.yaml", "grid: 4", "grid: 2"), "fingerprint"),
         (edit("composition.yaml", "kind: minilm", "kind: gpt"), "unknown"),
-        (edit("composition.yaml", "temperature: 0.1", "temperature: 0"), "greater than 0"),
+        (edit("composition.yaml", "temperature: 0.1", "temperature: 0"), "give a number above 0"),
         (edit("composition.yaml", "weights: image", "weight: image"), "weight"),
         (edit("composition.yaml", "onnx: text.onnx", "onnx: ../text.onnx"), "inside"),
         (edit("composition.yaml", "file:patches.npy", "file:none.npy"), "does not exist"),

@@ -15,6 +15,7 @@ from sensorium.errors import UsageError
 if TYPE_CHECKING:
     import yaml
     from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
 
     Model = TypeVar("Model", bound=BaseModel)
 
@@ -163,10 +164,51 @@ def _explain(error: ValidationError, model: type[BaseModel], path: Path, lines: 
         raise UsageError(f"{at}: unknown key {key!r}; {hint}") from None
     if first["type"] == "missing":
         raise UsageError(f"{at}: the key {key!r} is missing.") from None
-    given = repr(first["input"])
-    given = given if len(given) <= 60 else given[:57] + "..."
-    message = first["msg"].removeprefix("Value error, ")
-    raise UsageError(f"{at}: {key} is {given}: {message[:1].lower() + message[1:]}.") from None
+    if location[-1:] == ("[key]",):  # a key of a mapping whose keys are given
+        given = f"{'.'.join(map(str, location[:-2]))} has the key {_given(first['input'])}"
+    elif first["type"] == "value_error" and isinstance(first["input"], (dict, list)):  # about several keys together
+        given = key if location else ""
+    else:
+        given = f"{key} is {_given(first['input'])}"
+    raise UsageError(f"{at}: {given}{': ' if given else ''}{_wanted(first)}.") from None
+
+
+def _given(value: Any) -> str:
+    """A wrong value for a message: short ones as they are, mappings and lists by what they are."""
+    if isinstance(value, (dict, list, tuple)):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _wanted(error: ErrorDetails) -> str:
+    """What to give in place of a wrong value; pydantic speaks of Python's types."""
+    for kinds, wanted in _WANTED.items():
+        if error["type"] in kinds.split():
+            facts = error.get("ctx", {}).items()
+            return wanted.format(**{k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in facts})
+    message = error["msg"].removeprefix("Value error, ").removesuffix(".")
+    return message[:1].lower() + message[1:]
+
+
+_WANTED = {
+    "int_type int_parsing int_from_float int_parsing_size": "give a whole number",
+    "float_type float_parsing": "give a number",
+    "finite_number": "give a finite number",
+    "bool_type bool_parsing": "give true or false",
+    "string_type": "give a text",
+    "string_too_short": "give {min_length} characters or more",
+    "string_too_long": "give at most {max_length} characters",
+    "string_pattern_mismatch": "give a text of the form {pattern}",
+    "tuple_type list_type": "give a list",
+    "dict_type model_type model_attributes_type": "give a mapping of keys",
+    "literal_error": "use {expected}",
+    "greater_than": "give a number above {gt}",
+    "greater_than_equal": "give {ge} or more",
+    "less_than": "give a number below {lt}",
+    "less_than_equal": "give {le} or less",
+}
+"""Types of pydantic's errors -> what to do."""
 
 
 def _known_keys(model: type[BaseModel], location: Path_) -> list[str]:

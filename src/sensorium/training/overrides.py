@@ -51,11 +51,13 @@ def override(data: dict[str, Any], text: str) -> None:
         raise UsageError(f"{_shown(text)}: the value is no YAML; quote it or write a number.") from None
     *parents, last = key.strip().split(".")
     at: Any = data
-    for name in parents:
+    for name, after in zip(parents, [*parents[1:], last]):
         if isinstance(at, list):
             at = _item(at, name, text)
             continue
         if at.get(name) is None:
+            if after.isdigit():
+                raise UsageError(f"{_shown(text)}: the recipe holds no list {name[:40]!r}; write it there.")
             at[name] = {}
         at = at[name]
         if not isinstance(at, dict | list):

@@ -200,6 +200,13 @@ class Recipe(_Strict):
                 raise ValueError(str(error).removesuffix(".")) from None
         return text
 
+    @field_validator("stages")
+    @classmethod
+    def _listed(cls, stages: tuple[StageRecipe, ...]) -> tuple[StageRecipe, ...]:
+        if not stages:
+            raise ValueError("it is empty; list at least one stage, or leave the key out for a single one")
+        return stages
+
     @model_validator(mode="after")
     def _stages_fit(self) -> Recipe:
         names = [stage.name for stage in self.stages]
@@ -230,7 +237,8 @@ class Recipe(_Strict):
 
     def dump(self) -> str:
         """The resolved recipe as YAML, as it is saved with the run."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        without = None if self.stages else {"stages"}
+        return yaml.safe_dump(self.model_dump(mode="json", exclude=without), sort_keys=False)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
