@@ -18,8 +18,9 @@ from sensorium.encoders.base import FeatureSpec, Grid
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.training.clip_pairs import Pair, digest_of, read_pairs, scene_pairs
 from sensorium.training.clip_recipe import ClipRecipe
-from sensorium.training.install import check_target, install
+from sensorium.training.install import install
 from sensorium.training.overrides import flat, read
+from sensorium.training.preflight import check_clip_recipe
 from sensorium.two_tower import SIDES, TwoTower
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def train_clip(recipe: Path | ClipRecipe, overrides: Sequence[str] = (), resume:
             f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
             "place with --set output=DIR."
         )
-    check_target(plan.install, output)
+    check_clip_recipe(plan, output)
     towers = TwoTower(plan.composition)
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ from typing import Any
 from sensorium.composition import file_sha256
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.training.frozen import Frozen, obtain
-from sensorium.training.install import check_target, install
+from sensorium.training.install import install
+from sensorium.training.preflight import check_recipe
 from sensorium.training.recipe import Recipe, StageRecipe, facts, load_recipe
 from sensorium.training.scene_store import StorePlan, build
 
@@ -54,7 +55,7 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
             f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
             "place with --set output=DIR."
         )
-    check_target(plan.install, output)
+    check_recipe(plan, output)
     try:
         output.mkdir(parents=True, exist_ok=True)  # before anything is fetched
         if not os.access(output, os.W_OK):
