@@ -7,7 +7,7 @@ and a plain script that loads the same weights with `LlamaForCausalLM.from_pretr
 saved once beforehand) in bfloat16 or float32, takes the picture's features from the same encoder, projects them with
 torch and calls `generate`. Runs alternate between the programs; wall time and peak memory (`ru_maxrss`) are those of
 the process and its children. Answers go on behind their end, so that each program generates exactly as many tokens as
-were asked for; the script fails where one does not. Peers need torch and transformers (`sensorium[train,dev]`);
+were asked for; the script fails where one does not. Peers need the extras `train` and `dev`;
 without them they are left out. The last line is JSON.
 """
 

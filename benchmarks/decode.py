@@ -5,8 +5,8 @@
 Each engine lives in a process of its own that waits without using the processor; rounds alternate between them, so that
 a disturbance strikes all alike. A speed is (tokens - 1) / seconds after the first token; a ratio is the median over
 rounds of the quotient within a round, with a 95 % bootstrap interval. `transformers` runs the dequantised weights
-through `generate`. Needs `xllamacpp` and `sensorium[train,dev]`; peers that are not installed are left out. The last
-line is JSON.
+through `generate`. Needs `xllamacpp` and the extras `train` and `dev`; peers that are not installed are left out. The
+last line is JSON.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def test_training_without_its_extra_says_what_to_install(sensorium, monkeypatch)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, out, err = sensorium("train", "recipe.yaml")
-    assert code == 1 and out == "" and "pip install sensorium[train]" in one_sentence(err)
+    assert code == 1 and out == "" and 'pip install -e ".[train]"' in one_sentence(err)
 
 
 def test_the_unforeseen_is_one_sentence_and_a_traceback_on_request(sensorium, monkeypatch, model):

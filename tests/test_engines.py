@@ -103,7 +103,7 @@ def test_an_engine_that_is_not_there(monkeypatch):
         engines.spread(tiny_features.double, [1], engine="slurm")
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SensoriumError, match=r"pip install sensorium\[ray\]"):
+    with pytest.raises(SensoriumError, match=r'pip install -e "\.\[ray\]"'):
         engines.spread(tiny_features.double, [1], engine="ray")
 
 

@@ -184,7 +184,7 @@ def test_pyarrow_absent_is_one_sentence(tmp_path, monkeypatch):
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1" + bytes(100))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(SensoriumError, match=r"pip install sensorium\[data\]"):
+    with pytest.raises(SensoriumError, match=r'pip install -e "\.\[data\]"'):
         list(open_set(path).samples())
 
 

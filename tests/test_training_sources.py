@@ -266,7 +266,7 @@ def test_changed_tables_make_another_catalogue(registry, monkeypatch) -> None:
 
 def test_without_resvg_no_catalogue_is_built_and_the_sentence_says_what_to_install(registry, monkeypatch) -> None:
     monkeypatch.setattr(catalogue.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SensoriumError, match=r"resvg.*pip install sensorium\[train\]"):
+    with pytest.raises(SensoriumError, match=r'resvg.*pip install -e "\.\[train\]"'):
         catalogue.registry_catalogue()
     assert registry == [], "before anything is downloaded"
 

@@ -184,7 +184,7 @@ sys.exit(run([sys.argv[1], "recipe.yaml"]))
     for command in ("train", "features"):
         done = run(code, command, fails=True)
         assert (done.returncode, done.stdout) == (1, "")
-        assert "pip install sensorium[train]" in done.stderr and len(done.stderr.splitlines()) == 1
+        assert 'pip install -e ".[train]"' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ask", "--help"], ["train", "--help"], []])

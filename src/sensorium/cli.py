@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sensorium import cli_data, console
-from sensorium.errors import SensoriumError, UsageError
+from sensorium.errors import SensoriumError, UsageError, install
 
 if TYPE_CHECKING:
     from sensorium.model import Model
@@ -215,7 +215,7 @@ def train(
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe.")] = [],  # noqa: B006
     resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Continue an interrupted run.")] = None,
 ) -> None:
-    """Train the projectors that a recipe describes. Needs the extra: pip install sensorium[train]."""
+    """Train the projectors that a recipe describes. Needs the extra "train": pip install -e ".[train]"."""
     from sensorium.config import kind_of_recipe
 
     if kind_of_recipe(recipe) == "clip":
@@ -239,7 +239,7 @@ def features(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute and cache the frozen features of a recipe. Needs the extra: pip install sensorium[train]."""
+    """Compute and cache the frozen features of a recipe. Needs the extra "train": pip install -e ".[train]"."""
     if prune is not None or info:
         from sensorium.training import feature_recipe as cache
 
@@ -396,9 +396,7 @@ def _training(module: str, name: str, said: str = "") -> Any:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        raise SensoriumError(
-            f"`sensorium {said or name}` needs PyTorch, which is not installed; run `pip install sensorium[train]`."
-        )
+        raise SensoriumError(f"`sensorium {said or name}` needs PyTorch, which is not installed; {install('train')}.")
     return getattr(import_module(module), name)
 
 

@@ -16,3 +16,8 @@ class UsageError(SensoriumError):
     """The call is wrong: a flag, an argument or a recipe. The command line exits with 2."""
 
     exit_code = 2
+
+
+def install(extra: str) -> str:
+    """How to install an optional dependency group of pyproject.toml, for the end of a message."""
+    return f'run `pip install -e ".[{extra}]"` in the clone of Sensorium'

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from sensorium import hub
 from sensorium.backbones.threads import physical_cores
-from sensorium.errors import SensoriumError, UsageError
+from sensorium.errors import SensoriumError, UsageError, install
 from sensorium.training.processes import deaf_children
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def check(engine: str) -> None:
     if engine not in ENGINES:
         raise UsageError(f"--engine is {engine!r}; use {' or '.join(ENGINES)}.")
     if engine == "ray" and find_spec("ray") is None:
-        raise SensoriumError("--engine ray needs Ray, which is not installed; run `pip install sensorium[ray]`.")
+        raise SensoriumError(f"--engine ray needs Ray, which is not installed; {install('ray')}.")
 
 
 # Processes of this machine --------------------------------------------------------------------------------------------

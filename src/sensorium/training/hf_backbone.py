@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sensorium.errors import SensoriumError, UsageError
+from sensorium.errors import SensoriumError, UsageError, install
 from sensorium.training.backbone import Backbone
 from sensorium.training.llama import LINEARS
 from sensorium.training.recipe import LoraRecipe
@@ -200,9 +200,7 @@ class HFBackbone(Backbone):
             from peft import LoraConfig, inject_adapter_in_model
             from transformers.pytorch_utils import Conv1D
         except ImportError:
-            raise SensoriumError(
-                "A LoRA on a Hugging Face backbone needs peft; run pip install sensorium[hf]."
-            ) from None
+            raise SensoriumError(f"A LoRA on a Hugging Face backbone needs peft; {install('hf')}.") from None
         inside = {id(module) for module in self.blocks.modules() if isinstance(module, nn.Linear | Conv1D)}
         targets = [name for name, module in self.model.named_modules() if id(module) in inside]
         if not targets:
@@ -245,7 +243,7 @@ def load_hf(
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
     except ImportError:
-        raise SensoriumError("A Hugging Face backbone needs transformers; run pip install sensorium[hf].") from None
+        raise SensoriumError(f"A Hugging Face backbone needs transformers; {install('hf')}.") from None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from sensorium import hub
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, install
 from sensorium.training.data import packages, vocabulary
 from sensorium.training.data.naming import colour_of, correction, name_of
 from sensorium.training.data.pictures import Book
@@ -177,8 +177,8 @@ def registry_catalogue(*, note: str = "") -> Path:
             return built
         if importlib.util.find_spec("resvg_py") is None:
             raise SensoriumError(
-                "The catalogue of pictures needs resvg to draw SVG files, and it is not installed; run "
-                "`pip install sensorium[train]`, or `pip install resvg-py` for the catalogue alone."
+                f"The catalogue of pictures needs resvg to draw SVG files, which is not installed; {install('train')}, "
+                "or `pip install resvg-py` for the catalogue alone."
             )
         _fetch(note)
         _build_with_a_bar(directory, built)

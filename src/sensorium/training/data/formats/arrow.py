@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, install
 from sensorium.training.data.formats.reader import Record
 
 PARQUET = b"PAR1"
@@ -24,7 +24,7 @@ def _pyarrow() -> Any:
         return pyarrow
     except ImportError:
         raise SensoriumError(
-            "Parquet and Arrow files need pyarrow, which is not installed; run `pip install sensorium[data]`."
+            f"Parquet and Arrow files need pyarrow, which is not installed; {install('data')}."
         ) from None
 
 
