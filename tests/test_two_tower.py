@@ -54,6 +54,24 @@ def test_vectors_have_length_one_and_come_from_both_towers(model, picture):
             model.embed(**wrong)
 
 
+def test_parts_are_those_of_a_composition(sensorium, packaged):
+    code, out, err = sensorium("parts", "--model", "mini-clip", "--json")
+    assert (code, err) == (0, "")
+    told, parts = json.loads(out), {}
+    assert told["model"] == "tiny-clip" and told["directory"] == str(packaged / "mini-clip")
+    for part in told["parts"]:
+        parts[part["name"]] = (part["kind"], part["state"], part["seam"])
+        assert part["bytes"] > 0 and len(part["fingerprint"]) == 64
+    assert parts == {
+        "encoders.image": ("linear-patches", "frozen", "image -> features [4x4, 24]"),
+        "encoders.text": ("minilm", "frozen", f"text -> features [{tiny_clip.DIM}]"),
+        "heads.image": ("head", "trained", f"[16, 24] -> vector of length 1 [{tiny_clip.SPACE}]"),
+        "heads.text": ("head", "trained", f"[1, {tiny_clip.DIM}] -> vector of length 1 [{tiny_clip.SPACE}]"),
+    }
+    code, out, _ = sensorium("parts", "--model", packaged / "mini-clip")
+    assert code == 0 and all(name in out for name in parts)
+
+
 def test_the_generative_model_embeds_through_it(model, picture):
     both = load("mini", threads=1, progress=False)
     np.testing.assert_allclose(both.embed(picture, head="clip"), model.embed(picture), atol=1e-6)

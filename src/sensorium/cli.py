@@ -197,9 +197,13 @@ def search(
 def parts(model: ModelOption = "mini", as_json: JsonOption = False) -> None:
     """List every part: source, licence, size, fingerprint, frozen or trained, seam."""
     from sensorium.parts import describe_parts, table
+    from sensorium.tower_parts import describe_towers
+    from sensorium.two_tower import TwoTower, is_two_tower
 
-    composed = _start(model, media=None).load()
-    described = describe_parts(composed)
+    if is_two_tower(model):
+        described = describe_towers(TwoTower(model))
+    else:
+        described = describe_parts(_start(model, media=None).load())
     if as_json:
         console.write_json(described)
     else:

@@ -164,6 +164,10 @@ class TwoTower:
         """The text encoder's features [N, dim] as vectors of length 1: float32 [N, dim]."""
         return self._unit(self._heads["text"].get(), features[:, None])
 
+    def head(self, side: Side) -> Projector:
+        """A trained head, checked; its vectors have any length. Raises SensoriumError when it cannot be used."""
+        return self._heads[side].get()
+
     def identity(self) -> str:
         """A hash of all that decides a picture's vector: what is indexed under another is of no use."""
         return hashlib.sha256(f"{self._image_fingerprint()};{self._digest('image')}".encode()).hexdigest()
@@ -283,6 +287,14 @@ class TwoTower:
     def _image_fingerprint(self) -> str:
         """As the manifest lists it: so that a search whose index is fresh opens no encoder of pictures."""
         return str(self.manifest.frozen.get("encoders.image"))
+
+
+def is_two_tower(name_or_dir: str | Path) -> bool:
+    """Whether this is the name or the directory of a composition of kind `clip`; its errors are left to its reader."""
+    try:
+        return config.kind_of_recipe(find(name_or_dir) / FILE) == "clip"
+    except UsageError:
+        return False
 
 
 def is_generative(path: Path) -> bool:
