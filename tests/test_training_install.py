@@ -38,6 +38,8 @@ def there(tmp_path):
 def test_a_composition_is_installed_alone_and_replaces_another_as_a_whole(trained, there, tmp_path):
     assert read(install(trained, str(there))) == NEW  # also without the LoRA that the old one had
     assert read(install(trained, str(tmp_path / "a" / "b"))) == NEW
+    write(trained / "backbone", {"model.safetensors": b"new"})  # of a run that trains the language model, too
+    assert read(install(trained, str(there)) / "backbone") == {"model.safetensors": b"new"}
     (tmp_path / "link").symlink_to(there)
     install(trained, str(tmp_path / "link"))
     assert (tmp_path / "link").is_symlink() and [path.name for path in there.parent.iterdir()] == ["mini"]

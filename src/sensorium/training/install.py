@@ -11,6 +11,7 @@ from sensorium.composition import FILE, MANIFEST
 from sensorium.errors import SensoriumError, UsageError
 
 TRAINED = (".onnx", ".safetensors")
+BACKBONE = "backbone"  # a directory, of a run that trains the language model
 
 
 def check_target(target: str | None, output: Path) -> None:
@@ -28,7 +29,7 @@ def check_target(target: str | None, output: Path) -> None:
     if run.is_relative_to(place) or place.is_relative_to(run):
         raise UsageError(f"install is {target} and the output is {output}; give two places, neither inside the other.")
     names = _names(place)
-    strange = sorted(name for name in names if name not in (FILE, MANIFEST) and Path(name).suffix not in TRAINED)
+    strange = sorted(name for name in names if not _belongs(name))
     if names and (strange or FILE not in names):
         found = strange[0] if strange else f"no {FILE}"
         raise UsageError(
@@ -53,9 +54,15 @@ def install(trained: Path, target: str) -> Path:
     check_target(target, trained.parent)
     with hub.atomic_dir(place) as directory:
         for path in trained.iterdir():
-            if path.name in (FILE, MANIFEST) or path.suffix in TRAINED:
+            if path.is_dir() and path.name == BACKBONE:
+                shutil.copytree(path, directory / BACKBONE)
+            elif path.is_file() and _belongs(path.name):
                 shutil.copy2(path, directory / path.name)
     return place
+
+
+def _belongs(name: str) -> bool:
+    return name in (FILE, MANIFEST, BACKBONE) or (Path(name).suffix in TRAINED and not name.startswith("."))
 
 
 def _names(place: Path) -> list[str]:
