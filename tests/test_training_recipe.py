@@ -250,3 +250,116 @@ def test_an_unknown_stage_cannot_be_changed(tmp_path, plan):
     for key in ("stages.polish.train.steps", "stages.7.name", "stages"):
         with pytest.raises(UsageError, match="stage"):
             load(tmp_path, staged(plan), f"{key}=3")
+
+
+# What trains, how long, how much at once ------------------------------------------------------------------------------
+
+
+SETS = {"sets": [{"path": "samples.jsonl"}]}
+
+
+def changed(plan, **changes):
+    """The plan with changes of dotted keys; None takes a key out."""
+    import copy
+
+    plan = copy.deepcopy(plan)
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        at = plan
+        for name in parents:
+            at = at[name]
+        at.pop(last, None)
+        if value is not None:
+            at[last] = value
+    return plan
+
+
+@pytest.fixture
+def files(tmp_path, plan, monkeypatch):
+    """The plan on samples in a file that exists."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "samples.jsonl").write_text("{}\n")
+    return changed(plan, data=SETS)
+
+
+def test_epochs_and_batch_tokens_stand_in_for_steps_and_rows(tmp_path, files):
+    by_epochs = load(tmp_path, changed(files, train__steps=None, train__epochs=3))
+    assert (by_epochs.train.steps, by_epochs.train.epochs) == (0, 3)
+    by_tokens = load(tmp_path, changed(files, train__rows=None, train__batch_tokens=256 * 12))
+    assert by_tokens.train.rows == 12
+    for recipe in (by_epochs, by_tokens):
+        (tmp_path / "again.yaml").write_text(recipe.dump())
+        assert load_recipe(tmp_path / "again.yaml") == recipe
+    freed = load(tmp_path, files, "train.rows=null", "train.batch_tokens=512", "train.steps=null", "train.epochs=1")
+    assert (freed.train.rows, freed.train.steps, freed.train.epochs) == (2, 0, 1)
+
+
+def test_a_stage_may_say_its_length_and_size_the_other_way(tmp_path, files):
+    stages = [{"name": "a", "train": {"epochs": 2, "batch_tokens": 512}}, {"name": "b"}]
+    a, b = load(tmp_path, {**files, "stages": stages}).plan()
+    assert (a.train.steps, a.train.epochs, a.train.rows) == (0, 2, 2)
+    assert (b.train.steps, b.train.epochs, b.train.rows) == (6, None, 4)
+    back = changed({**files, "stages": [{"name": "a", "train": {"steps": 5, "rows": 8}}]}, train__rows=None)
+    back = changed(back, train__steps=None, train__epochs=3, train__batch_tokens=512)
+    (a,) = load(tmp_path, back).plan()
+    assert (a.train.steps, a.train.epochs, a.train.rows, a.train.batch_tokens) == (5, None, 8, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"train__epochs": 3}, r"line \d+: train.epochs is 3: steps is 6 as well; keep one"),
+        ({"train__steps": None}, r"line \d+: train.*says no end; give steps, or epochs"),
+        ({"train__steps": None, "train__epochs": 0}, r"train.epochs is 0"),
+        ({"train__rows": None, "train__batch_tokens": 1000}, r"no multiple of row_tokens \(256\); give 768 or 1024"),
+        ({"train__rows": None, "train__batch_tokens": 100}, r"no multiple of row_tokens \(256\); give 256"),
+        ({"train__batch_tokens": 512}, r"rows \(4\) times row_tokens \(256\) is 1024; leave rows out"),
+        ({"train__schedule": "stairs"}, r"line \d+: train.schedule.*'wsd'"),
+        ({"train__learning_rate__backbone": 0}, r"line \d+: train.learning_rate.backbone"),
+        ({"tokens": {"names": []}}, r"line \d+: tokens.names"),
+        ({"tokens": {"names": ["<a>", "<a>"]}}, r"line \d+: tokens.names.*stands there twice"),
+        ({"tokens": {"names": ["a b"]}}, r"line \d+: tokens.names.0 is 'a b'"),
+    ],
+)  # fmt: skip
+def test_lengths_sizes_and_tokens_that_make_no_sense(tmp_path, files, changes, reason):
+    with pytest.raises(UsageError, match=reason):
+        load(tmp_path, changed(files, **changes))
+
+
+def test_scenes_have_no_epochs(tmp_path, plan):
+    with pytest.raises(UsageError, match=r"line \d+: train.epochs.*scenes are drawn without end; give steps"):
+        load(tmp_path, changed(plan, train__steps=None, train__epochs=3))
+
+
+TOKENS = {"names": ["<one>", "<two>"]}
+
+
+@pytest.mark.parametrize(
+    ("trains", "declared", "reason"),
+    [
+        (["tokens"], {}, "trains tokens and the recipe declares none; add tokens:"),
+        (["projector", "backbone"], {"lora": {"rank": 2}}, "trains the backbone, which a lora changes"),
+        ([], {}, "trains nothing; list some of projector, lora, backbone, tokens"),
+        (["adapter"], {}, "'backbone' or 'tokens'"),
+    ],
+)
+def test_what_a_stage_trains_must_be_declared_and_go_together(tmp_path, plan, trains, declared, reason):
+    plan = {**changed(plan, lora=None), **declared, "stages": [{"name": "one"}, {"name": "two", "trains": trains}]}
+    path = tiny_training.write_recipe(tmp_path / "recipe.yaml", plan)
+    line = path.read_text().splitlines().index(f"  trains:{'' if trains else ' []'}") + 1
+    with pytest.raises(UsageError, match=rf"line ({line}|{line + 1}): .*{re.escape(reason)}"):
+        load_recipe(path)
+
+
+def test_a_stage_cannot_distil_from_what_it_trains(tmp_path, plan):
+    stages = [{"name": "one", "trains": ["backbone"], "objective": "distill"}]
+    with pytest.raises(UsageError, match=r"line \d+: .*would train its own teacher"):
+        load(tmp_path, {**changed(plan, lora=None), "stages": stages})
+
+
+def test_all_that_is_declared_trains_but_never_the_backbone(tmp_path, plan):
+    recipe = load(tmp_path, {**plan, "tokens": TOKENS})
+    assert recipe.trains(recipe.plan()[0]) == ("projector", "lora", "tokens")
+    recipe = load(tmp_path, {**changed(plan, lora=None), "stages": [{"name": "a", "trains": ["backbone"]}]})
+    assert recipe.trains(recipe.plan()[0]) == ("backbone",)
+    assert facts(recipe, recipe.plan()[0]) != facts(*(lambda r: (r, r.plan()[0]))(load(tmp_path, plan)))

@@ -28,6 +28,15 @@ Lines = dict[Path_, int]
 """Where each key or list item of a YAML file stands: path of keys -> line, from 1."""
 
 
+class KeyFault(ValueError):
+    """For validators that compare several keys: what is wrong with the one at ``keys``, whose line the sentence
+    names."""
+
+    def __init__(self, message: str, *keys: str | int) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     """Read one YAML mapping and the line of each of its keys.
 
@@ -154,7 +163,7 @@ def _collect_lines(path: Path, node: yaml.Node, keys: Path_, lines: Lines) -> No
 
 def _explain(error: ValidationError, model: type[BaseModel], path: Path, lines: Lines) -> NoReturn:
     first = error.errors(include_url=False)[0]
-    location = tuple(first["loc"])
+    location = (*first["loc"], *getattr(first.get("ctx", {}).get("error"), "keys", ()))
     at = where(path, lines, *location)
     key = ".".join(str(part) for part in location) or "the file"
     if first["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""The usual task: a projector, and perhaps a LoRA, learn to make a frozen language model answer about media."""
+"""The usual task: a projector, and what of the language model the stage trains, learn to answer about media."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sensorium.training.backbone import Backbone
+from sensorium.training.backbone import Backbone, part_of
 from sensorium.training.loop import Loss
 from sensorium.training.objectives.distill import distill
 from sensorium.training.objectives.next_token import next_token
@@ -49,15 +49,16 @@ class ComposeTask:
         self.projector, self.llm, self.stream, self.rates, self.objective = projector, llm, stream, rates, objective
 
     def tensors(self) -> dict[str, Tensor]:
-        """The projector's and the LoRA's tensors."""
-        parts = (("projector", self.projector), ("lora", self.llm))
-        return {f"{part}.{n}": p for part, module in parts for n, p in module.named_parameters() if p.requires_grad}
+        """All that learns, each name behind that of its part: "projector", "lora", "backbone" or "tokens"."""
+        ours = {f"projector.{n}": p for n, p in self.projector.named_parameters() if p.requires_grad}
+        theirs = {f"{part_of(n)}.{n}": p for n, p in self.llm.named_parameters() if p.requires_grad}
+        return ours | theirs
 
     def rate(self, name: str) -> float:
         """By part; what starts from the frozen parts has a rate of its own."""
         part, _, rest = name.partition(".")
-        if part == "lora":
-            return self.rates.lora
+        if part != "projector":
+            return float(getattr(self.rates, part))
         return self.rates.concepts if rest.startswith(CONCEPTS) else self.rates.projector
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:

@@ -103,7 +103,8 @@ class WithNewTokens:
 
     def _pieces(self, text: str) -> Iterable[list[int]]:
         while text:
-            at, name = min(((text.find(n), n) for n in self.names if n in text), default=(len(text), ""))
+            found = [(text.find(name), -len(name), name) for name in self.names if name in text]
+            at, _, name = min(found, default=(len(text), 0, ""))  # the first, and of several there the longest
             if at:
                 yield self.encode(text[:at])
             if name:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from sensorium.config import KeyFault
 from sensorium.errors import UsageError
 from sensorium.projectors.spec import KINDS, LARGEST
 from sensorium.training.overrides import flat, read
@@ -23,7 +24,10 @@ Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]*$")]
 SceneKind = Literal["single", "several", "count", "box", "photo", "empty"]
 Task = Literal["yesno", "describe", "what", "which", "count", "colour", "side"]
-Trained = Literal["projector", "lora"]
+Trained = Literal["projector", "lora", "backbone", "tokens"]
+TokenName = Annotated[str, Field(min_length=2, max_length=64, pattern=r"^[!-~]+$")]
+PARTS = get_args(Trained)
+INSTEAD = {"steps": "epochs", "rows": "batch_tokens"}  # two ways to say one thing
 
 
 class _Strict(BaseModel):
@@ -75,6 +79,19 @@ class LoraRecipe(_Strict):
     alpha: Annotated[float, Field(gt=0)] = 32.0
 
 
+class TokensRecipe(_Strict):
+    """Tokens that the backbone does not have: new rows of its vocabulary (`training.new_tokens`)."""
+
+    names: Annotated[tuple[TokenName, ...], Field(min_length=1, max_length=4096)]
+
+    @field_validator("names")
+    @classmethod
+    def _different(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("a name stands there twice; give each token a name of its own")
+        return names
+
+
 class SetRecipe(_Strict):
     """One data set of samples in files; see docs/data.md for the formats."""
 
@@ -121,29 +138,77 @@ class LearningRate(_Strict):
     projector: Rate
     concepts: Rate = 3e-4
     lora: Rate = 5e-4
+    backbone: Rate = 2e-5
+    tokens: Rate = 1e-3
 
 
 class TrainRecipe(_Strict):
-    """How long and how fast."""
+    """How long and how fast.
 
-    steps: Positive
+    ``steps`` is 0 where ``epochs`` says how long, until the data are counted; ``batch_tokens`` is ``rows`` times
+    ``row_tokens``, and either may be given.
+    """
+
+    steps: Positive = 0
+    epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None  # of data in files
     minutes: Annotated[float, Field(gt=0)] | None = None
-    rows: Positive = 10
     row_tokens: Annotated[int, Field(ge=32, le=8192)] = 160
+    rows: Positive = 10
+    batch_tokens: Positive | None = None
     learning_rate: LearningRate
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # `training.loop.schedule`
     warmup: Annotated[int, Field(ge=0, lt=2**31)] = 40
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
+    sharding: Literal["none", "full"] = "none"  # full: each process keeps its share of the model (`training.sharding`)
     compile: bool = True
     seed: Seed = 0
     checkpoint_every: Positive = 250
     log_every: Positive = 20
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()  # beside log.jsonl (`training.logs`)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _either(cls, value: Any) -> Any:
+        """Leave out what the other way of saying it decides; contradictions are found behind this."""
+        if not isinstance(value, dict):
+            return value
+        value = {k: v for k, v in value.items() if v is not None or k not in INSTEAD}
+        if value.get("epochs") is not None and value.get("steps") == 0:  # a resolved recipe
+            del value["steps"]
+        tokens, length = value.get("batch_tokens"), value.get("row_tokens", 160)
+        if type(tokens) is int and type(length) is int and 0 < length <= tokens and "rows" not in value:
+            value["rows"] = tokens // length
+        return value
+
+    @field_validator("epochs")
+    @classmethod
+    def _or_steps(cls, epochs: int | None, info: ValidationInfo) -> int | None:
+        if epochs is not None and info.data.get("steps"):
+            raise ValueError(f"steps is {info.data['steps']} as well; keep one of them")
+        return epochs
+
+    @field_validator("batch_tokens")
+    @classmethod
+    def _whole_rows(cls, tokens: int | None, info: ValidationInfo) -> int | None:
+        rows, length = info.data.get("rows"), info.data.get("row_tokens")
+        if tokens is None or not rows or not length:
+            return tokens
+        if tokens % length:
+            below = tokens - tokens % length
+            fitting = f"{below} or {below + length}" if below else f"{length}"
+            raise ValueError(f"it is no multiple of row_tokens ({length}); give {fitting}")
+        if tokens != rows * length:
+            raise ValueError(f"rows ({rows}) times row_tokens ({length}) is {rows * length}; leave rows out")
+        return tokens
 
     @model_validator(mode="after")
     def _divides(self) -> TrainRecipe:
+        if not self.steps and self.epochs is None:
+            raise ValueError("it says no end; give steps, or epochs where the data are sets")
         if self.rows % self.processes:
             raise ValueError(f"rows ({self.rows}) must be a multiple of processes ({self.processes})")
         return self
@@ -182,6 +247,7 @@ class Recipe(_Strict):
     output: Text
     projector: ProjectorRecipe
     lora: LoraRecipe | None = None
+    tokens: TokensRecipe | None = None
     data: DataRecipe
     train: TrainRecipe
     stages: tuple[StageRecipe, ...] = ()
@@ -212,20 +278,44 @@ class Recipe(_Strict):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError("two stages have one name; their checkpoints would collide")
-        for stage in self.stages:
-            if stage.trains == ():
-                raise ValueError(f"stage {stage.name} trains nothing; list projector, lora or both under trains")
-            if "lora" in (stage.trains or ()) and not self.lora:
-                raise ValueError(
-                    f"stage {stage.name} trains a lora and the recipe declares none; add lora: {{rank: 16}}"
-                )
+        for number, stage in enumerate(self.plan()):
+            at = ("stages", number) if self.stages else ()
+            self._check_parts(stage, at)
+            if stage.train.epochs is not None and not stage.data.sets:
+                reason = f"stage {stage.name} counts epochs, and scenes are drawn without end; give steps"
+                raise KeyFault(reason, *at, "train", "epochs")
             if stage.data.sets and stage.objective.kind != "next_token":
-                raise ValueError(f"stage {stage.name} reads sets, which have no text twins; use objective: next_token")
-            if stage.train.processes != self.train.processes:
-                raise ValueError("all stages run in the same processes; set train.processes once, for the recipe")
+                reason = f"stage {stage.name} reads sets, which have no text twins; use objective: next_token"
+                raise KeyFault(reason, *at, "objective")
+            for key in ("processes", "sharding"):
+                if getattr(stage.train, key) != getattr(self.train, key):
+                    reason = f"all stages run in the same processes; set train.{key} once, for the recipe"
+                    raise KeyFault(reason, *at, "train", key)
         if self.projector.words and not self.plan()[0].data.scenes:
             raise ValueError("projector.words learns from the scenes of the first stage, which has none")
         return self
+
+    def _check_parts(self, stage: StageRecipe, at: tuple[str | int, ...]) -> None:
+        """What a stage trains must be declared, and must be able to learn together."""
+        trains = self.trains(stage)
+        if not trains:
+            raise KeyFault(f"stage {stage.name} trains nothing; list some of {', '.join(PARTS)}", *at, "trains")
+        for part, fix in (("lora", "lora: {rank: 16}"), ("tokens", 'tokens: {names: ["<a>", "<b>"]}')):
+            if part in trains and not getattr(self, part):
+                what = "a lora" if part == "lora" else part
+                reason = f"stage {stage.name} trains {what} and the recipe declares none; add {fix}"
+                raise KeyFault(reason, *at, "trains")
+        if "backbone" in trains and self.lora:
+            reason = f"stage {stage.name} trains the backbone, which a lora changes without training it; leave one out"
+            raise KeyFault(reason, *at, "trains")
+        if "backbone" in trains and stage.objective.kind == "distill":
+            reason = f"stage {stage.name} would train its own teacher, the backbone; use objective: next_token"
+            raise KeyFault(reason, *at, "objective")
+
+    def trains(self, stage: StageRecipe) -> tuple[str, ...]:
+        """The parts that learn in a stage: those it names, else all that the recipe declares (never the backbone)."""
+        declared = ("projector", *(part for part in ("lora", "tokens") if getattr(self, part)))
+        return declared if stage.trains is None else stage.trains
 
     def plan(self) -> tuple[StageRecipe, ...]:
         """The stages to run; a recipe that lists none is one stage."""
@@ -271,6 +361,8 @@ def _over(below: Any, above: Any) -> Any:
     if above is None:
         return copy.deepcopy(below)
     if isinstance(below, dict) and isinstance(above, dict):
+        said = {other for pair in INSTEAD.items() for one, other in (pair, pair[::-1]) if above.get(one) is not None}
+        below = {k: v for k, v in below.items() if k not in said}
         # weights are a whole: a stage's mix of questions is not added to the recipe's
         whole = ("mix", "questions", "options", "sets")
         return {
@@ -282,7 +374,7 @@ def _over(below: Any, above: Any) -> Any:
 
 def facts(recipe: Recipe, stage: StageRecipe) -> dict[str, Any]:
     """What must stay the same when a stage is resumed, by dotted key: the rest (steps, rates, output) may change."""
-    kept = recipe.model_dump(mode="json", include={"projector", "lora"})
+    kept = recipe.model_dump(mode="json", include={"projector", "lora", "tokens"})
     kept["data"] = stage.data.model_dump(mode="json")
     kept["train"] = stage.train.model_dump(mode="json", include={"rows", "row_tokens", "precision", "seed"})
     if recipe.stages:
