@@ -51,15 +51,28 @@ def test_rounding_stays_within_a_step_and_keeps_zero(seed: int, columns: int, bl
     assert (np.abs(found - weight) <= np.repeat(matrix.scales, block, axis=1)[:, :columns] * 1.001).all()
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 4, 8]))
+def test_copies_sum_to_the_weight_in_as_many_more_steps(seed: int, copies: int) -> None:
+    weight = np.random.default_rng(seed).normal(size=(5, 32 // copies)).astype(np.float32)
+    weight[0] = 0
+    matrix = nibbles.repeated(weight, copies)
+    assert matrix.codes.max() <= 15
+    found = matrix.dequantize().reshape(5, copies, -1).sum(axis=1)
+    step = np.abs(weight).max(axis=1, keepdims=True) / (7 * copies + 0.5)
+    assert (np.abs(found - weight) <= 0.501 * step).all()
+
+
 def test_pairs_are_packed_low_half_first() -> None:
     np.testing.assert_array_equal(nibbles.packed(np.array([[1, 2, 3]], np.uint8)), [[0x21, 0x03]])
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
-@pytest.mark.parametrize("low_rank", [False, True])
+@pytest.mark.parametrize("rank", [0, 1, 7, 16, 48])
 @pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("share", [0.06, 0.5])  # of the weights' norm: below and above where a LoRA gets eight bits
 def test_the_product_has_the_rest_and_the_low_rank_pair_in_it(
-    tmp_path: Path, kind: str, low_rank: bool, rows: int
+    tmp_path: Path, kind: str, rank: int, rows: int, share: float
 ) -> None:
     import onnxruntime as ort
     from onnx import TensorProto, helper
@@ -75,21 +88,29 @@ def test_the_product_has_the_rest_and_the_low_rank_pair_in_it(
         matrix.rest / matrix.scales * np.float32(0.02),
         160,
     )
-    a, b = (random.normal(0, 0.1, shape).astype(np.float32) for shape in [(7, 160), (48, 7)])
+    a, b = (random.normal(0, 0.1, shape).astype(np.float32) for shape in [(rank, 160), (48, rank)])
+    delta = b @ a
+    if rank:
+        size = np.float32(share) * np.linalg.norm(matrix.dequantize()) / np.linalg.norm(delta)
+        b, delta = b * size, delta * size
     x = (random.normal(size=(1, rows, 160)) + 1).astype(np.float32)  # a mean, so that the rest matters
     with (tmp_path / "weights.bin").open("wb") as file:
         parts = Parts(file)
-        nibbles_product(parts, "x", matrix, "y", (a, b) if low_rank else None)
+        nibbles_product(parts, "x", matrix, "y", (a, b) if rank else None)
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, rows, w]) for n, w in (("x", 160), ("y", 48))]
     graph = helper.make_graph(parts.nodes, "g", ends[:1], ends[1:], parts.protos)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MS, 1)]
     (tmp_path / "m.onnx").write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
     session = ort.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     found = session.run(None, {"x": x})[0]
-    weight = matrix.dequantize() + (b @ a if low_rank else 0)
-    wanted = x @ weight.T
+    wanted = x @ (matrix.dequantize() + delta).T
     assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
     if kind == "Q4_1":
         bare = nibbles.Nibbles(matrix.codes, matrix.scales, matrix.zeros, 0 * matrix.rest, 160).dequantize()
-        lost = x @ (bare + (b @ a if low_rank else 0)).T
+        lost = x @ (bare + delta).T
         assert np.square(found - wanted).mean() < 0.1 * np.square(lost - wanted).mean()
+    if rank:
+        without = wanted - x @ delta.T
+        assert np.square(found - wanted).mean() < 0.1 * np.square(without - wanted).mean()
+        bits = {attribute.i for node in parts.nodes for attribute in node.attribute if attribute.name == "bits"}
+        assert bits == ({4, 8} if share == 0.5 else {4})

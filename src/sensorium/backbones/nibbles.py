@@ -95,6 +95,25 @@ def quantize(weight: Floats, block: int = BLOCK, *, symmetric: bool = False) -> 
     return Nibbles(codes.astype(np.uint8), scales, zeros.astype(np.uint8), np.zeros_like(scales), columns)
 
 
+def repeated(weight: Floats, copies: int) -> Nibbles:
+    """A float matrix [rows, columns] as [rows, copies * columns], for an input that is repeated `copies` times.
+
+    The sum of a weight's copies stands for it, rounded to nearest in `copies` times as many steps: two copies are worth
+    five bits. With more than one, they fill a block: `copies * columns` is 32.
+    """
+    if copies == 1:
+        return quantize(weight, symmetric=True)
+    middle = 8
+    highest = (_LEVELS - middle) * copies
+    steps = np.abs(weight).max(axis=1, keepdims=True) / np.float32(highest + 0.5)
+    steps[steps == 0] = 1
+    sums = np.clip(np.rint(weight / steps), -middle * copies, highest).astype(np.int32)
+    # For whole s, the floors of (s + k) / n over k = 0..n-1 sum to s, and none differs from another by more than 1.
+    codes = np.concatenate([(sums + k) // copies for k in range(copies)], axis=1) + middle
+    zeros = np.full(steps.shape, middle, np.uint8)
+    return Nibbles(codes.astype(np.uint8)[:, None], steps, zeros, np.zeros_like(steps), codes.shape[1])
+
+
 def stack(parts: Sequence[Nibbles]) -> Nibbles:
     """Matrices with the same columns, one below the other."""
     return _joined(parts, 0, parts[0].columns)

@@ -37,7 +37,7 @@ from sensorium.errors import SensoriumError, UsageError
 if TYPE_CHECKING:
     import onnx
 
-WRITER_VERSION = 2
+WRITER_VERSION = 3
 QUANTIZATIONS = ("int8", "fp32")
 # Rotary tables take 256 bytes per position and head dimension 64; longer contexts than this are asked for explicitly.
 DEFAULT_MAX_CONTEXT = 32768
