@@ -21,6 +21,7 @@ RUNTIME = {
     "rich", "typer", "click", "certifi",
 }  # fmt: skip
 MAY_TRAIN = {f"projectors/{kind.file}.py" for kind in KINDS.values()}
+MAY_SERVE = {f"backbones/torch_{part}.py" for part in ("engine", "runner", "cache", "lora")}  # the extra [torch]
 MAY_DRAW = {"resvg_py", "fontTools", "matplotlib"}  # pictures of training packages
 MAY_READ = {"pyarrow"}  # tables of training data
 MAY_SPREAD = {"ray"}  # features on a cluster
@@ -81,7 +82,7 @@ def imports(path):
 
 @pytest.mark.parametrize("path", modules(), ids=name)
 def test_only_training_imports_torch(path):
-    if name(path).startswith("training/") or name(path) in MAY_TRAIN:
+    if name(path).startswith("training/") or name(path) in MAY_TRAIN | MAY_SERVE:
         return
     found = {module for module, _ in imports(path) if module.partition(".")[0] in TRAINING}
     assert not found
@@ -90,6 +91,8 @@ def test_only_training_imports_torch(path):
 @pytest.mark.parametrize("path", modules(), ids=name)
 def test_the_runtime_depends_on_its_dependencies_alone(path):
     allowed = RUNTIME | set(sys.stdlib_module_names) | {"sensorium"}
+    if name(path) in MAY_SERVE:
+        allowed = allowed | {"torch", "transformers"}
     if name(path).startswith("training/") or name(path) in MAY_TRAIN:
         allowed = allowed | TRAINING | MAY_DRAW | MAY_READ | MAY_SPREAD
     found = {module.partition(".")[0] for module, _ in imports(path)} - allowed
@@ -103,6 +106,14 @@ def test_the_runtime_imports_training_only_where_a_command_asks_for_it():
         if over and not name(path).startswith("training/"):
             assert name(path).startswith(("evaluation/", "cli")), name(path)
             assert not any(top for _, top in over), name(path)
+
+
+def test_the_torch_engine_is_imported_only_where_it_was_asked_for():
+    for path in modules():
+        over = [(m, top) for m, top in imports(path) if m.startswith("sensorium.backbones.torch_")]
+        if over and name(path) not in MAY_SERVE:
+            assert name(path) == "loading.py"
+            assert not any(top for _, top in over)
 
 
 def test_the_scan_sees_imports(tmp_path):

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from sensorium import config, hub
 from sensorium.errors import SensoriumError, UsageError
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 FILE = "composition.yaml"
 MANIFEST = "manifest.json"
 PACKAGED = Path(__file__).parent / "compositions"
+HF_FILES = (
+    "*config.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+)
+"""What of a Hugging Face repository is fetched."""
 Modality = Literal["image"]
 """What a composition can take in besides text."""
 
@@ -46,7 +54,8 @@ def inside(name: str) -> str:
 
 class PartConfig(_Strict):
     """Where a frozen file comes from; see `hub.Part`. A relative `file:` path counts from the composition's
-    directory. A file that is published in pieces has the source `join:name`."""
+    directory. A file that is published in pieces has the source `join:name`. `files` are sha256 of files in a
+    directory, which `hub.Folder` describes."""
 
     source: str
     file: str = ""
@@ -55,26 +64,62 @@ class PartConfig(_Strict):
     size: int | None = Field(None, ge=0)
     file_sha256: str | None = None
     pieces: tuple[PartConfig, ...] = ()
+    files: dict[str, str] = {}
+
+    def hub_folder(self, path: Path, lines: config.Lines, *keys: str) -> hub.Folder:
+        """The hub's view of the directory that stands at `keys` of the file `path`. Raises UsageError with its line."""
+        odd = [name for name in ("file", "sha256", "file_sha256", "pieces") if getattr(self, name)]
+        try:
+            if odd:
+                raise SensoriumError(
+                    f"a directory has no {odd[0]}; give sha256 of its files as `files: {{name: sha256}}`."
+                )
+            return hub.Folder(self._absolute(path), self.files, self.licence)
+        except SensoriumError as error:
+            raise UsageError(f"{config.where(path, lines, *keys, 'part')}: {error}") from None
+
+    def _absolute(self, path: Path) -> str:
+        if not self.source.startswith("file:"):
+            return self.source
+        return f"file:{path.parent.absolute() / Path(self.source.removeprefix('file:')).expanduser()}"
 
     def hub_part(self, path: Path, lines: config.Lines, *keys: str) -> hub.Part:
         """The hub's view of the part that stands at `keys` of the file `path`. Raises UsageError with its line."""
-        source = self.source
-        if source.startswith("file:"):
-            source = f"file:{path.parent.absolute() / Path(source.removeprefix('file:')).expanduser()}"
         pieces = tuple(piece.hub_part(path, lines, *keys) for piece in self.pieces)
         try:
-            return hub.Part(source, self.file, self.sha256, self.size, self.licence, self.file_sha256, pieces)
+            if self.files:
+                raise SensoriumError(
+                    "only a directory has `files`; write `format: hf` for a language model that is one."
+                )
+            return hub.Part(
+                self._absolute(path), self.file, self.sha256, self.size, self.licence, self.file_sha256, pieces
+            )
         except SensoriumError as error:
             raise UsageError(f"{config.where(path, lines, *keys, 'part')}: {error}") from None
 
 
 class BackboneConfig(_Strict):
-    """The LLM. `template` is a key of `prompt.TEMPLATES`; int8 is the quality-preserving default."""
+    """The LLM: a GGUF file, or a Hugging Face directory (`format: hf`).
+
+    `template` is a key of `prompt.TEMPLATES`. The ONNX engine runs on the CPU in `quantization`; int8 is the
+    quality-preserving default. The torch engine runs directories alone, on `device` in `dtype` ("auto" is bf16 on a GPU
+    and fp32 on the CPU). `engine: auto` takes ONNX for the architectures that it knows, else torch.
+    """
 
     part: PartConfig
-    format: Literal["gguf"] = "gguf"
+    format: Literal["gguf", "hf"] = "gguf"
     quantization: Literal["int8", "fp32"] = "int8"
+    engine: Literal["auto", "onnx", "torch"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     template: str = "chatml"
+
+    @field_validator("engine")
+    @classmethod
+    def _torch_reads_directories(cls, engine: str, info: ValidationInfo) -> str:
+        if engine == "torch" and info.data.get("format") == "gguf":
+            raise ValueError("it runs Hugging Face directories; write `format: hf` and name one, or use onnx")
+        return engine
 
 
 class EncoderConfig(_Strict):
@@ -214,8 +259,24 @@ class Composition:
         declared = self.spec.backbone if keys == ("backbone",) else self.spec.encoders[keys[1]]  # type: ignore[index]
         return declared.part.hub_part(self.path, self.lines, *keys)
 
+    def folder(self) -> hub.Folder:
+        """The hub's view of an LLM that is a Hugging Face directory."""
+        return self.spec.backbone.part.hub_folder(self.path, self.lines, "backbone")
+
+    def backbone_path(self, *, progress: bool = True) -> Path:
+        """The LLM's file, or its directory (`format: hf`); fetched when need be."""
+        if self.spec.backbone.format == "gguf":
+            return hub.fetch(self.part("backbone"), progress=progress)
+        return hub.fetch_folder(self.folder(), HF_FILES, progress=progress)
+
     def identity(self, *keys: str) -> str:
         """A hash that changes when the part's file may have changed, without reading the file: keys of caches."""
+        if keys == ("backbone",) and self.spec.backbone.format == "hf":
+            from sensorium.backbones.hf_folder import files_of
+
+            states = [(path, path.stat()) for path in files_of(self.backbone_path())]
+            facts = "".join(f"{path}:{state.st_size}:{state.st_mtime_ns}\n" for path, state in states)
+            return hashlib.sha256(facts.encode()).hexdigest()
         part = self.part(*keys)
         if part.sha256:
             return hashlib.sha256(f"{part.sha256}:{part.file}:{part.file_sha256}".encode()).hexdigest()

@@ -15,12 +15,13 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sensorium import __version__, hub, seams
 from sensorium.composition import Composition, file_sha256
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, install
 from sensorium.hub.paths import remove_stale
 from sensorium.hub.progress import say
 from sensorium.hub.seal import is_sealed, seal
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sensorium.backbones.engine import Engine
     from sensorium.backbones.spec import BackboneSpec
     from sensorium.backbones.tokenizer import Tokenizer
+    from sensorium.backbones.torch_engine import TorchModel
     from sensorium.encoders.base import Encoder, FeatureSpec
     from sensorium.projectors.runtime import Projector
 
@@ -79,6 +81,7 @@ class Parts:
 
     Attributes:
         backbone, tokenizer: the LLM's facts and its tokenizer.
+        runs_on: "onnx" or "torch": which engine runs it.
         bare, media: engines of the LLM as published, and with the composition's LoRA merged in. Without a LoRA they are
             the same engine.
         features, encoders, projectors: by modality.
@@ -89,6 +92,8 @@ class Parts:
         spec = composition.spec
         self.backbone: Lazy[BackboneSpec] = Lazy(self._backbone)
         self.tokenizer: Lazy[Tokenizer] = Lazy(self._tokenizer)
+        self.runs_on: Lazy[str] = Lazy(self._runs_on)
+        self.torch_model: Lazy[TorchModel] = Lazy(self._torch_model)
         self.bare: Lazy[Engine] = Lazy(lambda: self._engine(None))
         lora = spec.lora
         self.media: Lazy[Engine] = Lazy(lambda: self._engine(composition.file(lora.weights))) if lora else self.bare
@@ -98,8 +103,9 @@ class Parts:
 
     def fetch(self) -> None:
         """Fetch every frozen part, one after the other, so that progress bars do not mix."""
-        for keys in [("backbone",), *(("encoders", name) for name in self.composition.spec.encoders)]:
-            hub.fetch(self.composition.part(*keys), progress=self.progress)
+        self.composition.backbone_path(progress=self.progress)
+        for name in self.composition.spec.encoders:
+            hub.fetch(self.composition.part("encoders", name), progress=self.progress)
 
     def start(self, *, media: bool) -> None:
         """Begin to load what a conversation with or without media needs, in threads."""
@@ -114,6 +120,7 @@ class Parts:
         """Check every seam and digest. Raises SensoriumError or UsageError with one sentence."""
         composition = self.composition
         backbone = self.backbone.get()
+        self.runs_on.get()
         seams.check_backbone(composition, backbone)
         composition.check_files()
         seams.check_lora(composition, backbone)
@@ -128,25 +135,75 @@ class Parts:
         return hub.fetch(self.composition.part(*keys), progress=self.progress)
 
     def _backbone(self) -> BackboneSpec:
-        from sensorium.backbones.gguf import GGUF
         from sensorium.backbones.spec import BackboneSpec, spec_from_gguf
 
         def read() -> dict[str, Any]:
-            with GGUF(self._path("backbone")) as gguf:
-                facts = asdict(spec_from_gguf(gguf))
+            with self._source() as source:
+                if self.composition.spec.backbone.format == "hf":
+                    from sensorium.backbones.hf_spec import spec_of
+
+                    facts = asdict(spec_of(source))
+                else:
+                    facts = asdict(spec_from_gguf(source))
             return {**facts, "eos_ids": sorted(facts["eos_ids"])}
 
         facts = remembered(["backbone", self.composition.identity("backbone")], read, self._trained(seams.BACKBONE))
         return BackboneSpec(**{**facts, "eos_ids": frozenset(facts["eos_ids"])})
 
     def _tokenizer(self) -> Tokenizer:
-        from sensorium.backbones.gguf import GGUF
         from sensorium.backbones.tokenizer import Tokenizer
 
-        with GGUF(self._path("backbone")) as gguf:
-            return Tokenizer.from_gguf(gguf)
+        with self._source() as source:
+            return Tokenizer.from_gguf(source)
+
+    def _source(self) -> Any:
+        """The LLM's file or directory, open."""
+        path = self.composition.backbone_path(progress=self.progress)
+        if self.composition.spec.backbone.format == "hf":
+            from sensorium.backbones.hf_folder import HFFolder
+
+            return HFFolder(path)
+        from sensorium.backbones.gguf import GGUF
+
+        return GGUF(path)
+
+    def _runs_on(self) -> str:
+        """ "onnx" or "torch", which is refused where it is not installed."""
+        declared = self.composition.spec.backbone
+        if declared.format == "gguf":
+            return "onnx"
+
+        def read() -> dict[str, Any]:
+            from sensorium.backbones.hf_spec import why_not_onnx
+
+            with self._source() as folder:
+                return {"why_not": why_not_onnx(folder)}
+
+        why_not = ""
+        if declared.engine != "torch":
+            why_not = str(remembered(["why_not_onnx", self.composition.identity("backbone")], read)["why_not"])
+        if declared.engine == "onnx" and why_not:
+            raise SensoriumError(f"{why_not}; it needs `engine: torch`.")
+        runs_on = "torch" if declared.engine == "torch" or why_not else "onnx"
+        missing = [name for name in ("torch", "transformers") if runs_on == "torch" and find_spec(name) is None]
+        if missing:
+            why = why_not or f"{self.composition.where('backbone', 'engine')}: the backbone is to run on torch"
+            needs = " and ".join(missing)
+            raise SensoriumError(f"{why}; the torch engine runs it, which needs {needs}; {install('torch')}.")
+        return runs_on
+
+    def _torch_model(self) -> TorchModel:
+        """The model that the engines of text and of media share."""
+        from sensorium.backbones.torch_engine import TorchModel
+
+        declared, path = self.composition.spec.backbone, self.composition.backbone_path(progress=self.progress)
+        return TorchModel(path, self.backbone.get(), declared.device, declared.dtype, self.threads)
 
     def _engine(self, lora: Path | None) -> Engine:
+        if self.runs_on.get() == "torch":
+            from sensorium.backbones.torch_engine import TorchEngine
+
+            return TorchEngine(self.torch_model.get(), lora)
         from sensorium.backbones.engine import Engine
 
         directory = self._graph(lora)
@@ -166,14 +223,12 @@ class Parts:
         names = ["llm", str(WRITER_VERSION), self.composition.identity("backbone"), quantization, changes]
         directory = hub.cache_dir("graphs") / digest(names)
         if not is_sealed(directory, thorough=doubted):
-            from sensorium.backbones.gguf import GGUF
-
             with hub.file_lock(directory):
                 if not is_sealed(directory, thorough=doubted):
                     remove_stale(directory)
                     self._say(f"Preparing the language model{' with its LoRA' if lora else ''} (once) ...")
-                    with hub.atomic_dir(directory) as scratch, GGUF(self._path("backbone")) as gguf:
-                        build(gguf, scratch, quantization=quantization, lora=lora, progress=self._show_layers)
+                    with hub.atomic_dir(directory) as scratch, self._source() as source:
+                        build(source, scratch, quantization=quantization, lora=lora, progress=self._show_layers)
                         seal(scratch)
                     prune(directory)
         mark_used(directory)

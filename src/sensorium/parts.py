@@ -28,7 +28,7 @@ def describe_parts(model: Model) -> dict[str, Any]:
         _frozen(
             model,
             ("backbone",),
-            f"{spec.backbone.format} {backbone.arch}, run in {spec.backbone.quantization}",
+            f"{spec.backbone.format} {backbone.arch}, run {_engine(model)}",
             backbone.fingerprint,
             f"embeddings [n, {backbone.dim}] -> tokens; vocabulary {backbone.vocab}, {backbone.layers} layers, "
             f"context {backbone.context}, template {spec.backbone.template}",
@@ -78,8 +78,17 @@ def table(described: dict[str, Any]) -> None:
 
 
 def _frozen(model: Model, keys: tuple[str, ...], kind: str, fingerprint: str, seam: str) -> dict[str, Any]:
-    part = model.composition.part(*keys)
-    size = hub.fetch(part, progress=False).stat().st_size
+    composition = model.composition
+    if keys == ("backbone",):
+        part: hub.Part | hub.Folder = (
+            composition.folder() if composition.spec.backbone.format == "hf" else composition.part(*keys)
+        )
+        path = composition.backbone_path(progress=False)
+    else:
+        part = composition.part(*keys)
+        path = hub.fetch(part, progress=False)
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
     return {
         "name": ".".join(keys),
         "kind": kind,
@@ -90,6 +99,13 @@ def _frozen(model: Model, keys: tuple[str, ...], kind: str, fingerprint: str, se
         "fingerprint": fingerprint,
         "seam": seam,
     }
+
+
+def _engine(model: Model) -> str:
+    declared = model.composition.spec.backbone
+    if model.parts.runs_on.get() == "onnx":
+        return f"in {declared.quantization}"
+    return f"by torch (device {declared.device}, dtype {declared.dtype})"
 
 
 def _trained(model: Model, name: str, kind: str, files: list[str], seam: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The runtime's language-model engine: prompts of token ids and embeddings in, tokens and log-probabilities out.
+"""The language-model engine: prompts of token ids and embeddings in, tokens and log-probabilities out.
 
     engine = Engine(directory)                       # what onnx_graph.build wrote
     for step in engine.generate([Segment(ids=ids)], SamplingParams(max_tokens=64)):
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,17 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensorium.backbones.embeddings import Embeddings
-from sensorium.backbones.graph_runner import Binding, GraphRunner
-from sensorium.backbones.kv_cache import KVCache
+from sensorium.backbones.graph_runner import GraphRunner
 from sensorium.backbones.onnx_graph import read_facts
 from sensorium.backbones.prefix_cache import Codes, PrefixCache
+from sensorium.backbones.runner import Binding, Cache, Runner
 from sensorium.backbones.sampling import Sampler, SamplingParams, log_softmax, log_total
 from sensorium.backbones.segments import Joined, Prompt, Segment, join
+from sensorium.backbones.spec import BackboneSpec
 from sensorium.errors import UsageError
 
 __all__ = ["Engine", "Prompt", "SamplingParams", "Segment", "Stats", "Step"]
 
 Floats = NDArray[np.float32]
+Embed = Callable[[Sequence[int] | NDArray[np.integer]], Floats]
 Finish = Literal["stop", "length", "cancelled"]
 
 # Prefill in pieces of this many positions: large enough to be efficient, small enough that a cancellation is noticed
@@ -93,13 +95,18 @@ class Engine:
 
     def __init__(self, model_dir: Path, threads: int | None = None, prefix_cache_bytes: int = 256 << 20) -> None:
         facts = read_facts(model_dir)
-        self.spec = facts["spec"]
-        self.context: int = facts["context"]
-        self.quantization: str = facts["quantization"]
+        spec = facts["spec"]
+        embed = Embeddings(model_dir / "weights.bin", facts["embeddings"], spec.vocab, spec.dim)
+        runner = GraphRunner(model_dir, spec, threads)
+        self._begin(spec, facts["quantization"], facts["context"], embed, runner, prefix_cache_bytes)
+
+    def _begin(
+        self, spec: BackboneSpec, quantization: str, context: int, embed: Embed, runner: Runner, prefix_bytes: int
+    ) -> None:
+        self.spec, self.quantization, self.context = spec, quantization, context
         self.stats = Stats()
-        self._embed = Embeddings(model_dir / "weights.bin", facts["embeddings"], self.spec.vocab, self.spec.dim)
-        self._runner = GraphRunner(model_dir, self.spec, threads)
-        self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._embed, self._runner = embed, runner
+        self._prefixes = PrefixCache(prefix_bytes)
 
     # -- prompts ------------------------------------------------------------------------------------------------
 
@@ -212,7 +219,7 @@ class Engine:
 
     def _prefill(
         self, source: Joined, stats: Stats, cancel: threading.Event | None, capacity: int
-    ) -> tuple[KVCache, Floats]:
+    ) -> tuple[Cache, Floats]:
         """A cache that holds the prompt, and the logits float32 [vocab] after it."""
         started = time.perf_counter()
         cache = self._runner.cache(1, capacity + 1)
@@ -239,7 +246,7 @@ class Engine:
         self, inputs: list[Joined], params: list[SamplingParams], cancel: threading.Event | None, stats: Stats
     ) -> Iterator[list[Step | None]]:
         sequences: list[_Sequence] = []
-        shared: KVCache | None = None
+        shared: Cache | None = None
         for i, (source, chosen) in enumerate(zip(inputs, params)):
             length = len(source.embeds)
             limit = min(chosen.max_tokens, self.context - length + 1)
@@ -258,7 +265,7 @@ class Engine:
             yield from self._decode(sequences, shared, cancel, stats)
 
     def _decode(
-        self, sequences: list[_Sequence], cache: KVCache, cancel: threading.Event | None, stats: Stats
+        self, sequences: list[_Sequence], cache: Cache, cancel: threading.Event | None, stats: Stats
     ) -> Iterator[list[Step | None]]:
         running = list(sequences)
         binding: Binding | None = None
@@ -278,7 +285,7 @@ class Engine:
                 running = [running[row] for row in going]
                 binding = None
             if binding is None:
-                binding = Binding(self._runner, cache, 1, 1)
+                binding = self._runner.binding(cache, 1, 1)
             binding.embeds[:, 0] = self._embed([sequence.tokens[-1] for sequence in running])
             binding.step()
             logits = binding.outputs["logits"]
@@ -286,7 +293,7 @@ class Engine:
                 sequence.logits = logits[row, 0]
             stats.decode_s += time.perf_counter() - started
 
-    def _remember(self, codes: Codes, cache: KVCache) -> None:
+    def _remember(self, codes: Codes, cache: Cache) -> None:
         """Keeps a prompt for later ones that begin like it."""
         if self._prefixes.wants(codes, cache.nbytes_per_position):
             self._prefixes.add(codes, cache.read(0, len(codes)))
@@ -299,7 +306,7 @@ class Engine:
             [self._read(cache, e, output, len(e)) for i in starts for e in [source.embeds[i : i + CHUNK]]]
         )
 
-    def _read(self, cache: KVCache, embeds: Floats, output: str, chosen: int) -> Floats:
+    def _read(self, cache: Cache, embeds: Floats, output: str, chosen: int) -> Floats:
         """Appends a piece of a prompt to a cache of one sequence; the output [chosen, width] at its last positions.
 
         An odd number of positions is padded to an even one. Attention works in blocks of an even number of positions,
@@ -309,7 +316,7 @@ class Engine:
         """
         count = len(embeds)
         padding = count % 2 if int(cache.lengths[0]) + count < self.context else 0
-        binding = Binding(self._runner, cache, count + padding, chosen + padding if chosen else 0, (output,))
+        binding = self._runner.binding(cache, count + padding, chosen + padding if chosen else 0, (output,))
         binding.embeds[0, :count] = embeds
         binding.embeds[0, count:] = 0
         binding.step(padding)

@@ -51,6 +51,10 @@ class GraphRunner:
         spec = self.spec
         return KVCache(batch, spec.layers, spec.kv_heads, spec.head_dim, capacity)
 
+    def binding(self, cache: KVCache, steps: int, chosen: int, outputs: tuple[str, ...] = ("logits",)) -> Binding:
+        """Runs of `steps` positions; see `Binding`."""
+        return Binding(self, cache, steps, chosen, outputs)
+
 
 _CONFIG = {
     # Workers of one run share out small products in ever smaller pieces, so that none waits for another at the end.

@@ -7,6 +7,7 @@ of a repository is run (`auto_map` is not looked at), and every number in every 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -55,9 +56,8 @@ class HFTensor:
 class HFFolder:
     """An open directory; a `source.WeightSource`, usable as a context manager.
 
-    Opening reads the configuration, the index and the headers of all weight files. `metadata` and `tensors` are for the
-    architectures that the graph writer knows and raise `Unsupported` for others, which `config`, `weights` and the
-    fingerprint serve as well.
+    Opening reads the configuration, the index and the headers of all weight files. `tensors` are for the architectures
+    that the graph writer knows and raise `Unsupported` for others.
 
     Raises:
         SensoriumError: a file is missing, damaged or hostile; one sentence says which.
@@ -84,8 +84,11 @@ class HFFolder:
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """What a GGUF file of this model would hold. Raises Unsupported for other architectures."""
-        return {**self._known[0], **self.tokenizer_metadata(self.vocab)}
+        """What a GGUF file of this model would hold; of other architectures, its tokenizer alone."""
+        known: dict[str, Any] = {}
+        with contextlib.suppress(Unsupported):
+            known = self._known[0]
+        return {**known, **self._tokenizer(self.vocab)}
 
     @cached_property
     def tensors(self) -> Mapping[str, HFTensor]:
@@ -170,7 +173,7 @@ class HFFolder:
             raise self.error(f"gives {str(value)[:40]!r} for vocab_size, where one positive whole number is needed")
         return value
 
-    def tokenizer_metadata(self, vocab: int) -> dict[str, Any]:
+    def _tokenizer(self, vocab: int) -> dict[str, Any]:
         """GGUF metadata of the tokenizer and the chat template."""
         if not (self.path / TOKENIZER).exists():
             raise self.error(f"has no {TOKENIZER}; save its tokenizer as a fast one")

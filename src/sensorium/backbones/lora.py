@@ -7,7 +7,7 @@ Keys are "layers.{i}.{q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj}.l
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,11 @@ class LoRA:
     def touches(self, layer: int, part: str) -> bool:
         """Whether a projection of a layer has an addition."""
         return (layer, part) in self._pairs
+
+    def pairs(self) -> Iterator[tuple[int, str, NDArray[np.float32], NDArray[np.float32]]]:
+        """(layer, projection, A [r, in], B [out, r]) of each addition, rows in Hugging Face order."""
+        for (layer, part), (a, b) in self._pairs.items():
+            yield layer, part, a, b
 
     def delta(self, layer: int, part: str, interleaved: bool) -> NDArray[np.float32]:
         """B @ A, float32 [out, in]; with `interleaved`, rows of queries and keys in the order of llama's GGUF files."""

@@ -15,24 +15,40 @@ from sensorium.hub.parts import Part
 def offers(part: Part, *, online: bool) -> Offers:
     """The file in the user's Hugging Face cache, if it is there, and its address at HF_ENDPOINT."""
     source = part.parsed
-    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    token = _token()
-    headers = {f"{endpoint}/": {"authorization": f"Bearer {token}"}} if token else {}
-    result = Offers(network=Network(headers=headers))
+    result = Offers(network=network())
     name = part.file.rpartition("/")[2]
     with contextlib.suppress(RuntimeError, OSError):
-        repository = _home() / "hub" / f"models--{source.name.replace('/', '--')}"
-        if explicit := os.environ.get("HF_HUB_CACHE"):
-            repository = Path(explicit) / repository.name
-        revision = repository / "refs" / source.version
+        there = repository(source.name)
+        revision = there / "refs" / source.version
         commit = revision.read_text().strip() if revision.is_file() else source.version
-        cached = repository / "snapshots" / commit / part.file
+        cached = there / "snapshots" / commit / part.file
         if cached.is_file():
             result.found.append(Offer(name, path=cached))
-    if online and os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "TRUE", "YES", "ON"):
-        where = f"{endpoint}/{quote(source.name)}/resolve/{quote(source.version, safe='')}/{quote(part.file)}"
+    if online and not offline():
+        where = f"{endpoint()}/{quote(source.name)}/resolve/{quote(source.version, safe='')}/{quote(part.file)}"
         result.found.append(Offer(name, where))
     return result
+
+
+def endpoint() -> str:
+    """HF_ENDPOINT, or the public service, without a slash at its end."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def offline() -> bool:
+    """Whether huggingface_hub was told to stay off the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
+def network() -> Network:
+    """How the service is reached: with the user's token, where there is one."""
+    token = _token()
+    return Network(headers={f"{endpoint()}/": {"authorization": f"Bearer {token}"}} if token else {})
+
+
+def repository(name: str) -> Path:
+    """Where huggingface_hub keeps a repository, whether it is there or not."""
+    return Path(os.environ.get("HF_HUB_CACHE") or _home() / "hub") / f"models--{name.replace('/', '--')}"
 
 
 def _home() -> Path:
