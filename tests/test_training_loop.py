@@ -276,6 +276,16 @@ def test_the_schedule_warms_up_and_falls():
     assert all(np.diff(rates[12:]) <= 0) and 0.03 <= rates[-1] < 0.035
 
 
+@pytest.mark.parametrize(
+    ("kind", "middle", "late"), [("linear", 0.515, 0.127), ("constant", 1.0, 1.0), ("wsd", 1.0, 0.515)]
+)
+def test_every_schedule_warms_up_and_ends_where_it_should(kind, middle, late):
+    assert loop.schedule(0, 0.0, 9, kind) == pytest.approx(0.1)
+    assert loop.schedule(50, 0.5, 9, kind) == pytest.approx(middle)
+    assert loop.schedule(90, 0.9, 9, kind) == pytest.approx(late)
+    assert loop.schedule(100, 1.5, 9, kind) == pytest.approx(1.0 if kind == "constant" else loop.LAST)
+
+
 # Checkpoints ----------------------------------------------------------------------------------------------------------
 
 
@@ -388,6 +398,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(file, trained, tmp_path, monk
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     projector, llm, _ = build(file)
     tensors = task(projector, llm).tensors()
+    state = checkpoint.collect(tensors, loop.make_optimizer(task(projector, llm), recipe()))
     with pytest.raises(SensoriumError, match=r"No space left on device.*make room and resume"):
-        checkpoint.save(tmp_path, 9, tensors, loop.make_optimizer(task(projector, llm), recipe()), {})
+        checkpoint.save(tmp_path, 9, state, {})
     assert (tmp_path / checkpoint.FILE).read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -1,7 +1,9 @@
 """`python -m sensorium.training RECIPE [key=value]...`: `sensorium train` for launchers that start each process.
 
-accelerate launch --num_processes 2 --cpu -m sensorium.training recipes/mini-image.yaml train.steps=100
-torchrun --nproc-per-node 2 -m sensorium.training recipes/mini-image.yaml
+accelerate launch --multi_gpu --num_processes 2 -m sensorium.training recipes/mini-image.yaml train.steps=100
+torchrun --standalone --nproc-per-node 2 -m sensorium.training recipes/mini-image.yaml
+
+docs/cluster.md has more of them.
 """
 
 from __future__ import annotations

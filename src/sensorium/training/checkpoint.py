@@ -1,4 +1,8 @@
-"""Atomic checkpoints of what is trained: tensors, optimizer state, step and random state; never a frozen weight.
+"""Atomic checkpoints of what is trained: tensors, optimizer state, step, position in the data, random state of every
+process; never a frozen weight.
+
+Tensors are whole, however they are divided among processes: a run may be resumed with another number of them, or with
+another `train.sharding`.
 
 The header also holds the *facts* of the run: its recipe and the fingerprints of its frozen parts. A checkpoint is
 resumed with the same facts or refused, and the sentence names the first one that differs.
@@ -16,19 +20,32 @@ import torch
 from torch import Tensor
 
 from sensorium.errors import SensoriumError
+from sensorium.training.agreement import stacked
+from sensorium.training.sharding import like, whole
 
 FILE = "checkpoint.safetensors"
+
+
+def collect(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, world: int = 1) -> dict[str, Tensor]:
+    """What a checkpoint holds, whole and in memory; all processes must ask for it."""
+    state = {f"model.{name}": whole(tensor).cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():  # by name: the order of the optimizer's groups depends on the recipe
+        for key, value in optimizer.state.get(tensor, {}).items():
+            state[f"optimizer.{key}.{name}"] = whole(torch.as_tensor(value)).cpu().contiguous()
+    state["rng"] = stacked(torch.get_rng_state(), world)
+    if torch.cuda.is_available():
+        state["rng.cuda"] = stacked(torch.cuda.get_rng_state(), world)
+    return state
 
 
 def save(
     directory: Path,
     step: int,
-    tensors: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Tensor],
     extra: Mapping[str, Any],
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint; a reader sees the old one or the new one, never a part.
+    """Write a checkpoint of what `collect` gave; a reader sees the old one or the new one, never a part.
 
     Raises:
         SensoriumError: it cannot be written (a full disk, say); the previous one is still whole.
@@ -36,22 +53,20 @@ def save(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    state = {f"model.{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():  # by name: the order of the optimizer's groups depends on the recipe
-        for key, value in optimizer.state.get(tensor, {}).items():
-            state[f"optimizer.{key}.{name}"] = torch.as_tensor(value).contiguous()
-    state["rng"] = torch.get_rng_state()
     header = {"step": str(step), "extra": json.dumps(dict(extra)), "facts": json.dumps(dict(facts or {}))}
     temporary = directory / (FILE + ".tmp")
     try:
-        save_file(state, str(temporary), metadata=header)
+        save_file(dict(state), str(temporary), metadata=header)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(directory / FILE)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix("Error while serializing: ")
+        before = "the one before it is whole, so make room and resume"
         raise SensoriumError(
-            f"The checkpoint of step {step} cannot be written to {directory} ({error}); make room and resume."
+            f"The checkpoint of step {step} cannot be written to {directory} ({reason}); "
+            f"{before if (directory / FILE).is_file() else 'make room and start again'}."
         ) from None
 
 
@@ -92,8 +107,9 @@ def load(
     tensors: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, Any] | None = None,
+    rank: int = 0,
 ) -> tuple[int, dict[str, Any]]:
-    """Restore a checkpoint into the given tensors and optimizer.
+    """Restore a checkpoint into the given tensors and optimizer, and this process's random state.
 
     Returns:
         The step to go on with, and the extra values.
@@ -108,7 +124,7 @@ def load(
         with safe_open(str(path), "pt") as file:
             extra = json.loads((file.metadata() or {})["extra"])
             state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        random = state.pop("rng")
+        random, on_gpu = torch.atleast_2d(state.pop("rng")), state.pop("rng.cuda", None)
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     saved = {name.removeprefix("model.") for name in state if name.startswith("model.")}
@@ -116,14 +132,17 @@ def load(
         raise SensoriumError(f"{path} was written by a recipe with other trained parts; resume with that recipe.")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(state[f"model.{name}"])
+            tensor.copy_(like(state[f"model.{name}"], tensor))
     for name, value in state.items():
         kind, _, rest = name.partition(".")
         key, _, target = rest.partition(".")
         if kind == "optimizer" and target in tensors:
             tensor = tensors[target]
-            optimizer.state[tensor][key] = value if key == "step" else value.to(tensor.device)
-    torch.set_rng_state(random)
+            optimizer.state[tensor][key] = value if key == "step" else like(value, tensor)
+    if rank < len(random):  # resumed with more processes, the others keep the state that their seed gave them
+        torch.set_rng_state(random[rank].clone())  # a row of its own: torch reads the storage from its start
+        if on_gpu is not None and rank < len(on_gpu) and torch.cuda.is_available():
+            torch.cuda.set_rng_state(on_gpu[rank].clone())
     return step, dict(extra)
 
 

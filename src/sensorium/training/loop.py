@@ -2,28 +2,35 @@
 
 Any number of processes takes the very steps that one would: rows are divided among them, and what they share is the sum
 over all targets, not the mean of their means. What is trained, on what and towards what is a `Task`; the loop knows no
-more of it.
+more of it. Whatever ends a run, all processes end behind the same step, and the last checkpoint is whole.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sensorium.errors import SensoriumError
 from sensorium.training import checkpoint
+from sensorium.training.agreement import Failed, agreed, gathered, next_together, raise_together
+from sensorium.training.gradients import clip, share, weighted
+from sensorium.training.logs import Logger, Logs
+from sensorium.training.logs.jsonl import LOG
+from sensorium.training.logs.line import Progress
 from sensorium.training.recipe import TrainRecipe
+from sensorium.training.sharding import divided
 
-LOG = "log.jsonl"
+__all__ = ["LOG", "Loss", "Positioned", "Progress", "Task", "make_optimizer", "schedule", "share", "train_loop"]
+
+LAST = 0.03  # of the peak rate, at the end
+DECAY = 0.2  # share of a run in which the schedule wsd falls
 BROKEN_STEPS = 3  # in a row without a finite gradient: then the run has diverged
 
 
@@ -63,57 +70,43 @@ class Task(Protocol):
         """Called after each step of the optimizer, to clamp what must stay in a range."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """One line of the log."""
+@runtime_checkable
+class Positioned(Protocol):
+    """A task whose data has a position, so that a resumed run need not read again what it has seen."""
 
-    step: int
-    steps: int
-    loss: float
-    gradient_norm: float
-    tokens_per_s: float
-    minutes: float
-    rate: float = 0.0  # of the schedule, 0 to 1
-    parts: Mapping[str, float] = field(default_factory=dict)
+    def position(self) -> dict[str, Any]:
+        """Behind the batch that was given last; small, ready for JSON."""
+
+    def seek(self, positions: list[dict[str, Any]]) -> None:
+        """Go on from the positions of all processes of the run that wrote them, by rank."""
 
 
 def make_optimizer(task: Task, recipe: TrainRecipe) -> torch.optim.AdamW:
-    """AdamW with one group per learning rate."""
-    groups: dict[float, list[Tensor]] = {}
+    """AdamW with one group per learning rate, divided tensors apart from whole ones."""
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, tensor in task.tensors().items():
-        groups.setdefault(task.rate(name), []).append(tensor)
+        groups.setdefault((task.rate(name), divided({name: tensor})), []).append(tensor)
     return torch.optim.AdamW(
-        [{"params": params, "lr": rate, "peak": rate} for rate, params in groups.items()],
+        [{"params": params, "lr": rate, "peak": rate} for (rate, _), params in groups.items()],
         betas=(0.9, 0.98),
         weight_decay=recipe.weight_decay,
     )
 
 
-def schedule(step: int, done: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine from 1 to 0.03 over the share ``done`` of the run."""
-    return min(1.0, (step + 1) / (warmup + 1)) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+def schedule(step: int, done: float, warmup: int, kind: str = "cosine") -> float:
+    """Share of the peak rate: linear warm-up, then down to `LAST`, as the share ``done`` of the run goes from 0 to 1.
 
-
-def share(tensors: Mapping[str, Tensor], loss: float, weight: float, stop: bool) -> tuple[float, bool]:
-    """Turn each process's gradient into that of all targets, in one message; the same for the loss.
-
-    A process with more targets counts for more, so the step is the one that a single process would take. The message
-    also carries whether any process was asked to stop, so that all stop behind the same step.
-
-    Returns:
-        The mean loss over all targets, and whether to stop.
+    ``cosine`` and ``linear`` fall all the way, ``constant`` never does, and ``wsd`` (warm up, stay, decay; MiniCPM,
+    arXiv 2404.06395) falls in a line over the last fifth, so a run can be made longer from before it.
     """
-    grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in tensors.values()]
-    ours = torch.tensor([loss * weight, weight, float(stop)], dtype=torch.float32, device=grads[0].device)
-    flat = torch.cat([*(g.reshape(-1) * weight for g in grads), ours])
-    dist.all_reduce(flat)
-    total_loss, total, stops = (float(v) for v in flat[-3:])
-    flat /= total
-    at = 0
-    for tensor, grad in zip(tensors.values(), grads):
-        tensor.grad = flat[at : at + grad.numel()].view_as(grad)
-        at += grad.numel()
-    return total_loss / total, stops > 0
+    done = min(done, 1.0)
+    left = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": 1 - done,
+        "constant": 1.0,
+        "wsd": min(1.0, (1 - done) / DECAY),
+    }[kind]
+    return min(1.0, (step + 1) / (warmup + 1)) * (LAST + (1 - LAST) * left)
 
 
 def train_loop(
@@ -128,6 +121,7 @@ def train_loop(
     stopping: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] | None = None,
     snapshot: Callable[[int], None] | None = None,
+    loggers: Callable[[int], Mapping[str, Logger]] | None = None,
 ) -> int:
     """Train until the recipe's steps or minutes are used up.
 
@@ -139,14 +133,17 @@ def train_loop(
         facts: what a checkpoint must have in common with the run that resumes it.
         stopping: asked after each step; once true, a checkpoint is written and the run ends.
         report: called by rank 0 every ``recipe.log_every`` steps.
-        snapshot: called by rank 0 after each periodic checkpoint, to evaluate or export.
+        snapshot: called after each periodic checkpoint, to evaluate or export: by every process where tensors are
+            divided among them, else by rank 0.
+        loggers: opens further logs at the step that comes next; called by rank 0.
 
     Returns:
         The number of steps taken in all.
 
     Raises:
-        SensoriumError: nothing would be trained, the checkpoint does not fit, or the gradient is not finite three times
-            in a row; then the last checkpoint holds finite weights.
+        SensoriumError: nothing would be trained, the checkpoint does not fit, a batch cannot be made (then a checkpoint
+            of the steps before it is written), or the gradient is not finite three times in a row; then the last
+            checkpoint holds finite weights.
         KeyboardInterrupt: ``stopping`` became true; a checkpoint was written.
     """
     tensors = task.tensors()
@@ -155,35 +152,67 @@ def train_loop(
     optimizer = make_optimizer(task, recipe)
     taken, before = 0, 0.0
     if resume:
-        taken, extra = checkpoint.load(output, tensors, optimizer, facts)
+        taken, extra = checkpoint.load(output, tensors, optimizer, facts, rank)
         before = float(extra.get("minutes", 0.0))
-    log = _open_log(output / LOG, taken) if rank == 0 else None
+        if isinstance(task, Positioned) and "data" in extra:
+            task.seek(extra["data"])
+    together = world > 1 and divided(tensors)  # then a process alone can write nothing
+    trouble: SensoriumError | None = None
     began, losses, tokens, broken, saved, minutes = time.monotonic(), [], 0, 0, taken if resume else -1, before
 
     def save() -> None:
         nonlocal saved
-        if rank == 0 and saved != taken:
-            spent = before + (time.monotonic() - began) / 60
-            checkpoint.save(output, taken, tensors, optimizer, {"minutes": spent}, facts)
+        if saved != taken:
+            state = checkpoint.collect(tensors, optimizer, world)
+            extra: dict[str, Any] = {"minutes": before + (time.monotonic() - began) / 60}
+            if isinstance(task, Positioned):
+                extra["data"] = gathered(task.position(), world)
+            if rank == 0:
+                checkpoint.save(output, taken, state, extra, facts)
             saved = taken
 
+    def attempt(work: Callable[[], None]) -> None:
+        """Do what one process may fail at alone, and have all of them know of it at the next occasion."""
+        nonlocal trouble
+        try:
+            work()
+        except SensoriumError as error:
+            trouble = trouble or error
+        except OSError as error:
+            place = error.filename or output
+            trouble = trouble or SensoriumError(f"{place} cannot be written ({error.strerror}); make room. {kept()}")
+
+    def kept() -> str:
+        return f"The checkpoint in {output} is of step {saved}." if saved >= 0 else "There is no checkpoint yet."
+
+    log = Logs(output, taken, report, loggers) if rank == 0 else None
+    batches = task.batches(taken, recipe.steps)
     try:
-        for step, batch in enumerate(task.batches(taken, recipe.steps), start=taken):
+        for step in range(taken, recipe.steps):
             if step % 10 == 0:
-                minutes = _agreed(before + (time.monotonic() - began) / 60, world)
+                minutes = agreed(before + (time.monotonic() - began) / 60, world)
             done = max(step / recipe.steps, minutes / recipe.minutes if recipe.minutes else 0.0)
             if done >= 1.0:
                 break
-            rate = schedule(step, done, recipe.warmup)
+            try:
+                batch = next_together(batches, trouble, world)
+            except Failed as failure:
+                if taken:
+                    attempt(save)
+                    raise_together(trouble, world)
+                raise SensoriumError(f"{failure} {kept()}" if taken else str(failure)) from None
+            if batch is None:
+                break
+            rate = schedule(step, done, recipe.warmup, recipe.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
             loss = task.loss(batch)
             optimizer.zero_grad(set_to_none=True)
-            loss.mean.backward()
+            weighted(loss.mean, loss.weight, tensors).backward()
             mean, stop = float(loss.mean.detach()), stopping()
             if world > 1:
                 mean, stop = share(tensors, mean, loss.weight, stop)
-            norm = torch.nn.utils.clip_grad_norm_(list(tensors.values()), recipe.clip)
+            norm = clip(list(tensors.values()), recipe.clip)
             if torch.isfinite(norm):
                 optimizer.step()
                 task.stepped()
@@ -195,59 +224,30 @@ def train_loop(
             tokens += loss.tokens * world
             if log and (step % recipe.log_every == 0 or taken == recipe.steps):
                 elapsed, recent = time.monotonic() - began, losses[-recipe.log_every :]
-                loss_now = sum(recent) / len(recent)
                 line = Progress(
-                    step, recipe.steps, loss_now, float(norm), tokens / elapsed, before + elapsed / 60, rate, loss.parts
-                )
-                _write(log, line, report)
+                    step, recipe.steps, sum(recent) / len(recent), float(norm), tokens / elapsed,
+                    before + elapsed / 60, rate, loss.parts,
+                )  # fmt: skip
+                attempt(lambda log=log, line=line: log.write(line))  # type: ignore[misc]
             if broken == BROKEN_STEPS:
                 if saved < 0:
-                    save()  # the weights are those before the broken steps, which were skipped
+                    attempt(save)  # the weights are those before the broken steps, which were skipped
+                    raise_together(trouble, world)
                 raise SensoriumError(
                     f"The gradient is not finite, {BROKEN_STEPS} steps in a row up to step {step}; the checkpoint in "
                     f"{output} is of step {max(saved, 0)}, lower train.learning_rate and resume."
                 )
             if stop:
-                save()
+                attempt(save)
+                raise_together(trouble, world)
                 raise KeyboardInterrupt
             if taken % recipe.checkpoint_every == 0:
-                save()
-                if snapshot and rank == 0:
-                    snapshot(taken)
-        save()
+                attempt(save)
+                if snapshot and (rank == 0 or together):
+                    attempt(lambda taken=taken: snapshot(taken))  # type: ignore[misc]
+        attempt(save)
+        raise_together(trouble, world)
     finally:
         if log:
             log.close()
     return taken
-
-
-def _agreed(minutes: float, world: int) -> float:
-    """Rank 0's clock, which all follow, so that they stop at the same step."""
-    if world == 1:
-        return minutes
-    clock = torch.tensor([minutes], dtype=torch.float64)
-    dist.broadcast(clock, 0)
-    return float(clock)
-
-
-def _open_log(path: Path, first: int) -> IO[str]:
-    """The log from step ``first`` on; what an interrupted run wrote beyond its last checkpoint is dropped."""
-    kept = []
-    if first and path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] < first:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):  # the end of a line was lost when the run was killed
-                pass
-    path.write_text("".join(kept), encoding="utf-8")
-    return path.open("a", encoding="utf-8")
-
-
-def _write(log: IO[str], line: Progress, report: Callable[[Progress], None] | None) -> None:
-    numbers = {**{k: v for k, v in line.__dict__.items() if k != "parts"}, **line.parts}
-    values = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-    log.write(json.dumps(values) + "\n")
-    log.flush()
-    if report:
-        report(line)

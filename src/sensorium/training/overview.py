@@ -42,7 +42,8 @@ def overview_of(
     tokens = stage.train.rows * stage.train.row_tokens
     facts = [
         f"{stage.train.steps} steps of {stage.train.rows} rows, {tokens:,} tokens a step, {stage.train.precision}, "
-        f"{stage.train.processes} process{'es' if stage.train.processes > 1 else ''}",
+        f"{stage.train.processes} process{'es' if stage.train.processes > 1 else ''}"
+        f"{', each keeps its share of the model' if stage.train.sharding == 'full' else ''}",
         f"memory: about {needs / 1e9:.1f} GB needed" + (f", {has / 1e9:.1f} GB available" if has else ""),
         f"time: about {duration(stage, llm)}",
     ]
@@ -60,7 +61,7 @@ def parts_table(frozen: Frozen, projector: nn.Module, llm: Backbone) -> str:
     dtype = str(llm.dtype).removeprefix("torch.")
     named = frozen.composition.part("backbone")
     shape = f"{Path(named.file or named.parsed.name).name}, {llm.shape.layers} layers of width {llm.shape.dim}"
-    kind = type(projector).__name__
+    kind = type(projector).__name__.removeprefix("FSDP")
     rows = [
         ("encoders.image", "", "frozen", "", f"{declared.kind}, {size}, run by ONNX Runtime, features cached"),
         ("backbone", backbone, "frozen", dtype, shape),
@@ -101,7 +102,8 @@ def memory(stage: StageRecipe, projector: nn.Module, llm: Backbone) -> float:
     block = KEPT * shape.dim + 4 * shape.heads * stage.train.row_tokens  # the scores are kept in float32, too
     activations = tokens * shape.layers * block * width
     logits = 0.4 * tokens * shape.vocab * 4 * 2  # targets are at most two fifths of the positions
-    return stage.train.processes * (weights + learning + activations + logits + 0.6e9)
+    copies = 1 if stage.train.sharding == "full" else stage.train.processes
+    return copies * (weights + learning) + stage.train.processes * (activations + logits + 0.6e9)
 
 
 def available() -> float:

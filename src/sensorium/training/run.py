@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sensorium.composition import file_sha256
 from sensorium.errors import SensoriumError, UsageError
+from sensorium.training import logs
+from sensorium.training.failures import in_a_sentence
 from sensorium.training.frozen import Frozen, obtain
 from sensorium.training.install import install
+from sensorium.training.launch import check_launcher, first_in_turn, launched, launcher_says, leave, meet
 from sensorium.training.preflight import check_recipe
 from sensorium.training.recipe import Recipe, StageRecipe, facts, load_recipe
 from sensorium.training.scene_store import StorePlan, build
@@ -39,11 +41,13 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
         KeyboardInterrupt: the run was interrupted; a checkpoint was written if a step had been taken.
     """
     rank, world = launched()
-    plan = load_recipe(recipe, [*overrides, *([f"train.processes={world}"] if world else [])])  # before torch's seconds
+    plan = load_recipe(recipe, [*overrides, *launcher_says(world)])  # before torch's seconds
+    check_launcher(plan.train.processes)
+    for stage in plan.plan():
+        logs.check(stage.train.log)
 
     from sensorium.training import checkpoint
     from sensorium.training.processes import run_ranks
-    from sensorium.training.stages import worker
 
     output = Path(resume or plan.output)
     plan = plan.model_copy(update={"output": str(output)})
@@ -62,7 +66,7 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         raise unwritable(output, error) from None
-    meet(rank, world)
+    met = meet(rank, world)
     with first_in_turn(rank, world):
         frozen = obtain(plan)
         stores = compute_features(frozen)
@@ -78,18 +82,29 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
     arguments = (plan, frozen, kept, stores, first, resume is not None)
     try:
         if world or plan.train.processes == 1:
-            worker(rank, "", *arguments)
+            in_process(rank, "env://", *arguments)
         else:
-            run_ranks(worker, plan.train.processes, arguments)
+            run_ranks(in_process, plan.train.processes, arguments)
     except KeyboardInterrupt:
         if any((plan.directory(stage) / checkpoint.FILE).is_file() for stage in stages):
             say(f"Interrupted; continue with: sensorium train {recipe} --resume {output}")
         raise
+    finally:
+        if met:
+            leave()
     if plan.evaluate and not rank:
         evaluate(output / "composition")
     if plan.install and not rank:
         say(f"Installed: {install(output / 'composition', plan.install)}")
     return output / "composition"
+
+
+def in_process(rank: int, address: str, plan: Recipe, *arguments: Any) -> None:
+    """`stages.worker`, where what the machine does to a run is a sentence as well."""
+    from sensorium.training.stages import worker
+
+    with in_a_sentence(Path(plan.output)):
+        worker(rank, address, plan, *arguments)
 
 
 def evaluate(trained: Path) -> None:
@@ -119,42 +134,6 @@ def unwritable(output: Path, error: OSError) -> SensoriumError:
 def drawn_from(store: StorePlan | None) -> dict[str, str]:
     """The digest of the catalogue that a stage's scenes are drawn from."""
     return {"data.catalogue": file_sha256(store.catalogue)} if store else {}
-
-
-def launched() -> tuple[int, int]:
-    """(rank, processes) when a launcher started this process among others (torchrun, accelerate, Ray); else (0, 0)."""
-    try:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        return (int(os.environ.get("RANK", "0")), world) if world > 1 else (0, 0)
-    except ValueError:
-        raise UsageError("WORLD_SIZE and RANK must be whole numbers, as a launcher sets them; unset them.") from None
-
-
-def meet(rank: int, world: int) -> None:
-    """Join the processes that a launcher started; nothing to do for a process alone."""
-    if not world:
-        return
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", init_method="env://", rank=rank, world_size=world)
-
-
-@contextlib.contextmanager
-def first_in_turn(rank: int, world: int) -> Iterator[None]:
-    """Process 0 goes first, so that it fetches and computes what the others then find; also when it fails."""
-    if not world:
-        yield
-        return
-    import torch.distributed as dist
-
-    if rank:
-        dist.barrier()
-    try:
-        yield
-    finally:
-        if not rank:
-            dist.barrier()
 
 
 def first_stage(plan: Recipe, kept: Sequence[dict[str, Any]]) -> int:

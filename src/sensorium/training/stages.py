@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,9 @@ from sensorium.training.backbone import Backbone, digest_frozen, load_llama
 from sensorium.training.compose_task import ComposeTask
 from sensorium.training.display import Display
 from sensorium.training.frozen import Frozen
+from sensorium.training.launch import leave, meet, on_this_machine
 from sensorium.training.llama import without_lora
+from sensorium.training.logs import open_loggers
 from sensorium.training.loop import train_loop
 from sensorium.training.overview import overview_of
 from sensorium.training.processes import StopRequest
@@ -35,6 +38,7 @@ from sensorium.training.recipe import Recipe, StageRecipe
 from sensorium.training.report import write_report
 from sensorium.training.run import DONE, finished, say
 from sensorium.training.scene_store import SceneStore
+from sensorium.training.sharding import Sharded
 from sensorium.training.write import write_composition
 
 if TYPE_CHECKING:
@@ -64,11 +68,12 @@ def worker(
     world = plan.train.processes
     # said, not left to torch: with another number of threads a resumed run would not be the same bit for bit
     said = os.environ.get("OMP_NUM_THREADS", "")
-    torch.set_num_threads(int(said) if said.isdigit() and int(said) else max(1, physical_cores() // world))
+    here, beside = on_this_machine(rank, world)
+    torch.set_num_threads(int(said) if said.isdigit() and int(said) else max(1, physical_cores() // beside))
+    device = choose_device(plan.train.device, here)
     if world > 1:
-        keep_to_cores(rank, world)
-        if not dist.is_initialized():  # else a launcher has brought the processes together
-            dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+        keep_to_cores(here, beside)
+    met = meet(rank, world, address)  # unless a launcher has brought the processes together
     torch.manual_seed(plan.train.seed)
     stages = plan.plan()
     with GGUF(frozen.weights) as gguf:
@@ -77,13 +82,13 @@ def worker(
         llm = load_llama(gguf, spec, plan.lora, dtype)
     scenes = SceneStore(stores[0], stages[0].data.scenes) if stores[0] else None
     projector = create_projector(plan.projector, frozen, llm, tokenizer, scenes)
-    device = choose_device(plan.train.device, rank)
-    projector.to(device)
-    llm.to(device)
+    restore(plan, stages[:first], projector, llm)
     if plan.train.compile:
         for block in llm.blocks:
             block.compile()
-    restore(plan, stages[:first], projector, llm)
+    shards = Sharded(llm, projector, device) if plan.train.sharding == "full" and world > 1 else None
+    projector.to(device)
+    llm.to(device)
     began = time.monotonic()
     taken = {stage.name: finished(plan, stage) for stage in stages[:first]}
     spoken = text_logits(llm, tokenizer)
@@ -92,11 +97,13 @@ def worker(
         minutes, before = (sum(done[key] for done in taken.values()) for key in ("minutes", "steps"))
         if steps:  # within a stage
             minutes += (time.monotonic() - began) / 60
-        write_composition(
-            plan, frozen.composition, frozen.features, projector, llm, Path(plan.output) / "composition",
-            frozen.fingerprints, data=data_facts(plan, kept),
-            run={"steps": before + steps, "minutes": round(minutes, 1), "stages": taken},
-        )  # fmt: skip
+        with shards.gathered() if shards else nullcontext(projector) as whole:
+            if rank == 0:
+                write_composition(
+                    plan, frozen.composition, frozen.features, whole, llm, Path(plan.output) / "composition",
+                    frozen.fingerprints, data=data_facts(plan, kept),
+                    run={"steps": before + steps, "minutes": round(minutes, 1), "stages": taken},
+                )  # fmt: skip
 
     overviews: dict[str, str] = {}
     held = ""
@@ -105,6 +112,8 @@ def worker(
             stage, directory = stages[number], plan.directory(stages[number])
             directory.mkdir(parents=True, exist_ok=True)
             learn(projector, llm, stage)
+            if shards:
+                shards.follow()
             overviews[stage.name] = overview_of(plan, stage, frozen, projector, llm, number)
             if rank == 0:
                 say(overviews[stage.name])
@@ -115,6 +124,7 @@ def worker(
                 steps = train_loop(
                     task, stage.train, directory, rank=rank, world=world, resume=goes_on, facts=kept[number],
                     stopping=stopping, report=shown, snapshot=write,
+                    loggers=partial(open_loggers, stage.train.log, directory, plan.name, kept[number]),
                 )  # fmt: skip
             if digest_frozen(llm) + digest_frozen(projector) != before:
                 raise SensoriumError(
@@ -128,14 +138,16 @@ def worker(
                     json.dump(taken[stage.name], file)
     if not torch.equal(text_logits(llm, tokenizer), spoken):
         raise SensoriumError("Text without media is no longer the bare backbone's; this is a bug, please report it.")
-    if rank == 0:
+    if rank == 0 or shards:
         write(0)
+    if rank == 0:
         proofs = f"Frozen weights unchanged (sha256 {held}), text without media bit for bit the bare backbone's."
         page = write_report(plan, overviews, proofs)
         say(f"{proofs} Trained composition: {Path(plan.output) / 'composition'}; report: {page}")
     if world > 1:
         dist.barrier()
-        dist.destroy_process_group()
+    if met:
+        leave()
 
 
 def keep_to_cores(rank: int, world: int) -> None:
@@ -152,7 +164,7 @@ def keep_to_cores(rank: int, world: int) -> None:
 
 
 def choose_device(wanted: str, rank: int) -> torch.device:
-    """The device of a process: of several GPUs, each process has its own.
+    """The device of a process, by its rank on this machine: of several GPUs, each process has its own.
 
     Raises:
         SensoriumError: a GPU is asked for and there is none for this process.
@@ -163,7 +175,10 @@ def choose_device(wanted: str, rank: int) -> torch.device:
             f"train.device is cuda, and process {rank} finds no GPU of its own ({gpus} on this machine); set "
             "train.device=cpu or fewer train.processes."
         )
-    return torch.device("cuda", rank) if wanted != "cpu" and rank < gpus else torch.device("cpu")
+    if wanted == "cpu" or rank >= gpus:
+        return torch.device("cpu")
+    torch.cuda.set_device(rank)  # NCCL asks for it
+    return torch.device("cuda", rank)
 
 
 def learn(projector: nn.Module, llm: Backbone, stage: StageRecipe) -> None:

@@ -60,6 +60,7 @@ class PackedBatches:
             _Lane(Mixture(sets, lane=lane, lanes=rows, **options), encode, row_tokens, pool, options.get("seed", 0))
             for lane in range(rank * share, (rank + 1) * share)
         ]
+        self._first, self._rows_of_all = rank * share, rows
         self._features, self._length, self._step = features, row_tokens, 0
         self._states: dict[int, dict[str, Any]] = {}
 
@@ -87,16 +88,23 @@ class PackedBatches:
             yield features, rows
 
     def state(self) -> dict[str, Any]:
-        """The position behind the batch that was given last; small, ready for JSON."""
+        """The position of these rows behind the batch that was given last; small, ready for JSON."""
         return next(iter(self._states.values()), {})
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on behind the batch after which ``state`` was taken. Raises SensoriumError when it is of other data."""
+        """Go on behind the batch after which ``state`` was taken, of these rows or of the rows of all processes.
+
+        Raises:
+            SensoriumError: it is of other data, or of another number of rows.
+        """
         if not state:
             return
-        if len(state.get("lanes", ())) != len(self._lanes):
+        lanes = state.get("lanes", ())
+        if len(lanes) == self._rows_of_all:
+            lanes = lanes[self._first : self._first + len(self._lanes)]
+        if len(lanes) != len(self._lanes):
             raise SensoriumError("The position is of another number of rows or processes; start the stage anew.")
-        for lane, position in zip(self._lanes, state["lanes"]):
+        for lane, position in zip(self._lanes, lanes):
             lane.restore(position)
         self._step, self._states = int(state["step"]), {int(state["step"]): state}
 
