@@ -80,6 +80,26 @@ def test_atomic_write_is_all_or_nothing(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
+def test_only_files_are_written_over(tmp_path):
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for place, reason in (("directory", "is a directory"), ("pipe", "no regular file"), ("link", "no regular file")):
+        with pytest.raises(SensoriumError, match=reason), atomic_write(tmp_path / place) as file:
+            file.write(b"x")
+    assert {"directory", "link", "pipe"} >= {path.name for path in tmp_path.iterdir()} - {"home", "user"}
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+
+
+def test_a_place_that_is_not_the_cache_is_not_blamed_on_it(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SensoriumError, match="choose a place that you can write to"), atomic_write(tmp_path / "file/x"):
+        pass
+    (cache_dir("a") / "file").touch()
+    with pytest.raises(SensoriumError, match="set SENSORIUM_HOME"), atomic_write(cache_dir("a") / "file" / "x"):
+        pass
+
+
 def test_written_files_have_the_users_usual_rights(tmp_path):
     old = os.umask(0o027)
     try:
@@ -125,7 +145,7 @@ def test_atomic_dir_replaces_as_a_whole(tmp_path):
 
 
 def test_a_disk_that_fills_inside_atomic_dir_is_one_sentence_and_leaves_nothing(tmp_path):
-    target = tmp_path / "graphs" / "tree"
+    target = home() / "graphs" / "tree"
     with pytest.raises(SensoriumError, match=r"full; free some space there, or set SENSORIUM_HOME"), atomic_dir(target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(SensoriumError, match=r"tree cannot be written \(.*SENSORIUM_HOME"), atomic_dir(target) as d:

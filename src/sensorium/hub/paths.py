@@ -78,29 +78,34 @@ def cache_dir(*names: str) -> Path:
 
 
 def write_error(path: Path, error: OSError) -> SensoriumError:
-    """The sentence for a write into the cache that the operating system refused."""
+    """The sentence for a write that the operating system refused, into the cache or to a place of the user's."""
+    cached = path.absolute().is_relative_to(home())
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SensoriumError(
-            f"The disk that holds {path} is full; free some space there, or set SENSORIUM_HOME to a larger disk."
-        )
+        other = "set SENSORIUM_HOME to" if cached else "choose"
+        return SensoriumError(f"The disk that holds {path} is full; free some space there, or {other} a larger disk.")
     reason = error.strerror or type(error).__name__
-    return SensoriumError(
-        f"{path} cannot be written ({reason}); set SENSORIUM_HOME to a directory that you can write to."
-    )
+    other = "set SENSORIUM_HOME to a directory" if cached else "choose a place"
+    return SensoriumError(f"{path} cannot be written ({reason}); {other} that you can write to.")
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` that becomes ``path`` when the block ends without an exception.
 
+    What stands at ``path`` must be a file: root could put one in the place of ``/dev/null``.
+
     A reader sees the old file or the whole new one, never half; after an exception (or a kill) ``path`` is as it was.
     ``mode`` is "wb" or "w" (UTF-8, newlines as given). Parent directories are made. The file that is yielded has its
     temporary path as ``.name``.
 
     Raises:
-        SensoriumError: the directory or the file cannot be written, the disk is full.
+        SensoriumError: the directory or the file cannot be written, the disk is full, a device or a directory stands
+            there.
     """
     target = Path(path)
+    if os.path.exists(target) and not os.path.isfile(target):  # noqa: PTH110, PTH113 (Path raises for odd names)
+        kind = "a directory" if target.is_dir() else "no regular file"
+        raise SensoriumError(f"{target} is {kind}, so it cannot be written over; give the path of a file.")
     if mode not in ("wb", "w"):
         raise ValueError(f"mode must be 'wb' or 'w', not {mode!r}")
     text: dict[str, Any] = {"encoding": "utf-8", "newline": ""} if mode == "w" else {}
