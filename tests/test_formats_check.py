@@ -132,10 +132,14 @@ def test_a_damaged_shard_does_not_hide_the_others(tmp_path, sensorium):
         (["data", "check", ".", "--media", "none"], "--media none is no directory"),
         (["data", "card", ".", "-o", "card.txt"], "must end in .md"),
         (["data", "check"], "Missing argument"),
+        (["data", "card", ".", "-o", "dir.md"], "-o dir.md cannot be written (it is a directory)"),
+        (["data", "card", ".", "-o", "file/CARD.md"], "file is no directory)"),
     ],
 )
 def test_wrong_calls(arguments, says, sensorium, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "dir.md").mkdir()
+    (tmp_path / "file").touch()
     code, out, err = sensorium(*arguments, *(["--no-tokens"] if arguments[1] == "check" else []))
     assert code == 2 and out == "" and says in err and len(err.splitlines()) == 1
 

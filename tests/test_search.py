@@ -130,6 +130,8 @@ def test_an_empty_folder(sensorium, tmp_path):
         ["FOLDER", ""],
         ["FOLDER", "   "],
         ["FOLDER", "a", "--top", "0"],
+        ["FOLDER", "a", "--top", "-1"],
+        ["FOLDER", "a", "--top", "abc"],
         ["FOLDER", "x" * 3000],
         ["nowhere", "a"],
         ["x" * 5000, "a"],
@@ -142,6 +144,9 @@ def test_an_empty_folder(sensorium, tmp_path):
 def test_wrong_calls(sensorium, folder, arguments):
     code, out, err = sensorium(*(str(a).replace("FOLDER", str(folder)) for a in arguments))
     assert code in (1, 2) and out == "" and len(err.splitlines()) == 1 and err.startswith("sensorium: ")
+    if "--top" in arguments:
+        wanted = "a whole number" if "abc" in arguments else "1 or more"
+        assert err == f"sensorium: --top takes {wanted}; see `sensorium search --help`.\n"
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"x" * 500])
@@ -192,11 +197,20 @@ def test_no_file_of_another_kind_is_overwritten(sensorium, folder, tmp_path):
     notes.write_text("my own")
     os.mkfifo(tmp_path / "pipe")
     np.savez(tmp_path / "other.npz", vectors=np.zeros(3))
-    for place in (notes, tmp_path / "pipe", tmp_path / "other.npz"):
+    for place, reason in (
+        (notes, "no index of pictures"),
+        (tmp_path / "other.npz", "no index of pictures"),
+        (tmp_path / "pipe", "no regular file"),
+        (tmp_path, "it is a directory"),
+        (tmp_path / "gone" / "x.npz", "gone does not exist"),
+    ):
         code, out, err = sensorium(str(folder), "a", "--index", str(place))
-        assert code == 2 and out == "" and "no index of pictures" in err
+        assert code == 2 and out == "" and reason in err
+    before = {notes, tmp_path / "pipe", tmp_path / "other.npz"}
+    assert before == set(tmp_path.iterdir()) - {folder}
+    assert sensorium(str(folder), "a", "--index", str(tmp_path / "mine.npz"))[0] == 0
+    assert {tmp_path / "mine.npz"} == set(tmp_path.iterdir()) - {folder} - before  # and no lock beside it
     assert notes.read_text() == "my own" and (tmp_path / "pipe").is_fifo()
-    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_many_threads_at_once_agree(model, folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from sensorium.errors import UsageError
@@ -20,6 +21,22 @@ def check_threads(threads: object) -> None:
     """Raise UsageError unless `threads` is None or a whole number of 1 or more."""
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise UsageError(f"threads is {shown(threads)}; give a whole number of 1 or more, or None for all cores.")
+
+
+def check_output(path: Path, option: str) -> None:
+    """Raise UsageError for a file that could not be written, before the work is done whose result it would hold."""
+    above = next(place for place in path.absolute().parents if os.path.exists(place))  # noqa: PTH110 (odd names)
+    if os.path.isdir(path):  # noqa: PTH112
+        reason = "it is a directory"
+    elif os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        reason = "it is no regular file"
+    elif not above.is_dir():
+        reason = f"{above} is no directory"
+    elif not os.access(above, os.W_OK):
+        reason = f"you may not write into {above}"
+    else:
+        return
+    raise UsageError(f"{option} {path} cannot be written ({reason}); give another file.")
 
 
 def check_model(model: object) -> None:

@@ -161,7 +161,7 @@ def search(
     attach: Annotated[
         str | None, typer.Option("--attach", "-a", metavar="FILE", help="Look for what is like this picture.")
     ] = None,
-    top: Annotated[int, typer.Option("--top", metavar="K", help="How many to show.")] = 5,
+    top: Annotated[int, typer.Option("--top", metavar="K", min=1, help="How many to show.")] = 5,
     index: Annotated[Path | None, typer.Option("--index", metavar="FILE", help="Keep the index here.")] = None,
     model: Annotated[str, typer.Option("--model", metavar="NAME|DIR", help="A two-tower model.")] = "mini-clip",
     as_json: JsonOption = False,
@@ -428,7 +428,18 @@ def _run(arguments: list[str]) -> int:
         raise _as_usage_error(error) from None
 
 
+_WANTED = {  # what typer says, by its own validation or by click's, and what a person would
+    r"valid integer": "a whole number",
+    r"valid (number|float)": "a number",
+    r"(?:greater than or equal to |in the range x>=)([0-9]+)": "{} or more",
+}
+
+
 def _as_usage_error(error: Any) -> UsageError:
     context = getattr(error, "ctx", None)
     message = error.format_message().strip().rstrip(".")
+    if wrong := re.match(r"Invalid value for '(\S+)': ", message):
+        for pattern, wanted in _WANTED.items():
+            if found := re.search(pattern, message):
+                message = f"{wrong[1]} takes {wanted.format(*found.groups())}"
     return UsageError(f"{message}; see `{context.command_path if context else 'sensorium'} --help`.")

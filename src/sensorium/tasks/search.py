@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sensorium import hub
+from sensorium.arguments import check_output
 from sensorium.errors import SensoriumError, UsageError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def search(
         raise UsageError(f"{str(directory)[:200]} is no directory; give the folder whose pictures to search.")
     place = Path(index) if index is not None else index_path(model, folder)
     if index is not None:
-        _refuse_foreign(place)
+        _check_place(place)
     kept, encoded = bring_up_to_date(model, folder, place, progress)
     rows = [(name, row) for name, (_, _, row) in sorted(kept.files.items()) if row >= 0]
     result: list[Found] = []
@@ -121,7 +122,7 @@ def check_query(text: object, image: object, top: object) -> str | None:
     if (text is None) == (image is None):
         raise UsageError("give search a text or a picture to look for, one of the two.")
     if type(top) is not int or not 1 <= top <= 1_000_000:
-        raise UsageError(f"top is {top!r}; give a whole number of 1 or more.")
+        raise UsageError(f"top is {top!r}; give a whole number from 1 to 1,000,000.")
     if text is None:
         return None
     if not isinstance(text, str) or not text.strip():
@@ -150,24 +151,27 @@ def bring_up_to_date(
     kept = read_index(place, identity)
     if kept is not None and _fresh(kept, found):
         return kept, 0
-    with hub.file_lock(place):
+    with hub.file_lock(_lock_of(place)):
         kept = read_index(place, identity) or Index()  # another search may have written it meanwhile
         if _fresh(kept, found):
             return kept, 0
         return _updated(model, directory, place, identity, kept, found, progress)
 
 
-def _refuse_foreign(place: Path) -> None:
-    """Refuse to write an index over what is none: a directory, a device, a file of something else."""
-    if place.is_dir():
-        raise UsageError(f"{place} is a directory; give --index a file.")
+def _lock_of(place: Path) -> Path:
+    """What is locked while an index is written: in the cache, so that an index of one's own has no file beside it."""
+    return hub.cache_dir("search") / hashlib.sha256(os.fsencode(place.resolve())).hexdigest()[:32]
+
+
+def _check_place(place: Path) -> None:
+    """Refuse what cannot be written, a directory that is not there, and to write an index over what is none."""
+    check_output(place, "--index")
+    if not place.absolute().parent.is_dir():
+        raise UsageError(f"--index {place} cannot be written ({place.parent} does not exist); make that directory.")
     try:
-        if place.is_file():
-            with place.open("rb") as file:
-                start = file.read(_MEMBER.stop)
-        else:
-            start = b"?" if place.exists() else b""
-    except OSError:  # reading and writing it will say why
+        with place.open("rb") as file:
+            start = file.read(_MEMBER.stop)
+    except OSError:  # there is none yet; or reading and writing it will say why
         return
     if start and start[_MEMBER] != b"facts.npy":
         raise UsageError(f"{place} is there and is no index of pictures; give --index another file.")
