@@ -7,10 +7,10 @@ print(model.ask("What is in this picture?", image="apple.jpg"))
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as type checkers know it; typing itself takes longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from sensorium.answer import Answer, Stream
     from sensorium.composition import Composition
     from sensorium.errors import SensoriumError, UsageError
@@ -49,6 +49,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name not in _HOMES:
         raise AttributeError(f"module 'sensorium' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

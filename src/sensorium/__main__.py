@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
+import sys  # what takes time to import is imported where an interrupt is caught
 
 
 def main() -> None:
     """Run the command line and exit with 0 (done), 1 (the work failed), 2 (the call is wrong) or 130 (interrupted)."""
+    import os
+
+    active = 1
     try:
+        import threading
+
         from sensorium.cli import run
 
         code = run(sys.argv[1:])
+        active = threading.active_count()
     except KeyboardInterrupt:  # while still importing
         code = 130
-    if threading.active_count() > 1:
+    if active > 1:
         # A part is still loading in a thread: tearing the interpreter down under native code can abort, so leave at
         # once.
         sys.stderr.flush()
