@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sensorium.projectors.spec import torch_class
 from sensorium.prompt import Tokens
@@ -30,12 +31,35 @@ def create_projector(
     """
     spec = frozen.features
     grid = (spec.layout.h, spec.layout.w)
-    start = _concepts(recipe, frozen, llm, tokenizer, store) if recipe.start == "concepts" else {}
-    return torch_class(recipe.kind)(spec.dim, llm.shape.dim, grid, **recipe.options, **start)
+    unit = embedding_unit(llm)
+    start = _concepts(recipe, frozen, llm, tokenizer, store, unit) if recipe.start == "concepts" else {}
+    projector = torch_class(recipe.kind)(spec.dim, llm.shape.dim, grid, **recipe.options, **start)
+    if unit != 1:
+        projector.register_forward_hook(partial(_scaled, unit))  # the ONNX twin has it too
+    return projector
+
+
+USUAL_SCALE = 0.136  # root mean square of SmolLM2's token embeddings
+
+
+def embedding_unit(llm: Backbone) -> float:
+    """The power of two by which this backbone's embeddings are about as large as those that recipes are made for.
+
+    What projectors start from at random and how far an optimizer moves them in a step are absolute sizes. In this unit
+    they mean the same to every backbone: Gemma 3's embeddings are 7.6 times as large as SmolLM2's, so its unit is 8.
+    """
+    with torch.no_grad():
+        some = llm.embed(torch.arange(0, llm.shape.vocab, max(1, llm.shape.vocab // 4096), device=llm.device))
+    size = float(some.float().pow(2).mean().sqrt())
+    return 2.0 ** round(math.log2(max(size, 1e-9) / USUAL_SCALE))
+
+
+def _scaled(unit: float, projector: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output * unit
 
 
 def _concepts(
-    recipe: ProjectorRecipe, frozen: Any, llm: Backbone, tokenizer: Tokens, store: SceneStore | None
+    recipe: ProjectorRecipe, frozen: Any, llm: Backbone, tokenizer: Tokens, store: SceneStore | None, unit: float
 ) -> dict[str, Any]:
     """What a concept projector starts from, as arguments of it."""
     from sensorium.training.data.stream import class_names
@@ -52,7 +76,7 @@ def _concepts(
         start["directions"] = tuple(
             np.concatenate(pair) for pair in zip(start["directions"], (learnt.weight, learnt.bias))
         )
-    values, start["common"] = concept_words(llm, tokenizer, names)
+    values, start["common"] = (vectors / unit for vectors in concept_words(llm, tokenizer, names))
     # "nothing in particular" says nothing
     start["words"] = np.concatenate((values, np.zeros_like(values[:1]))) if learnt else values
     return start
