@@ -1,4 +1,4 @@
-"""The model divided among two processes (FSDP2): the losses of one process, half of its memory, the same checkpoints."""
+"""The model divided among two processes (FSDP2): the losses of one, half of its memory, the same checkpoints."""
 
 from __future__ import annotations
 

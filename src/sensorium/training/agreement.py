@@ -21,7 +21,7 @@ def raise_together(error: SensoriumError | None, world: int) -> None:
     """Raise where any process has an error, with its sentence; so none is left waiting for one that has gone.
 
     Raises:
-        SensoriumError: ``error``, or that of the first process that has one.
+        SensoriumError: that of the first process that has one.
     """
     if world > 1:
         flag = torch.tensor([0.0 if error is None else 1.0])
@@ -29,9 +29,8 @@ def raise_together(error: SensoriumError | None, world: int) -> None:
         if not flag.item():
             return
         told = [one for one in gathered(error and (str(error), isinstance(error, Failed)), world) if one]
-        if error is None:
-            sentence, failed = told[0]
-            raise (Failed if failed else SensoriumError)(sentence)
+        sentence, failed = told[0]
+        error = (Failed if failed else SensoriumError)(sentence)
     if error is not None:
         raise error
 

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live line with the loss's course on a terminal, plain lines elsewhere."""
+"""What a run shows while it works: on a terminal a live line and the loss as a curve, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
-from sensorium.training.loop import Progress as Line
+from sensorium.training.logs.line import Progress as Line
+from sensorium.training.plot import clock, curve
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -49,29 +52,34 @@ class Display:
         self.minutes, self.losses = minutes, list[float]()
         columns = (TextColumn(name), BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
         self.live = self.console.is_terminal
-        self.bar = Progress(*columns, console=self.console, disable=not self.live, transient=False)
+        self.bar = Progress(*columns, console=self.console, disable=not self.live)
         self.task = self.bar.add_task(name, total=steps, shown="")
+        self.screen = Live(self.bar, console=self.console, refresh_per_second=4, redirect_stdout=False)
 
     def __enter__(self) -> Display:
-        self.bar.start()
+        if self.live:
+            self.screen.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        if self.live:
+            self.screen.stop()
 
     def __call__(self, line: Line) -> None:
         """Show a line of the log."""
         self.losses.append(line.loss)
+        left = clock(remaining(line, self.minutes))
         if self.live:
-            left = remaining(line, self.minutes)
             course = f"loss {line.loss:.3f} {sparkline(self.losses)}"
-            shown = f"{course} {line.tokens_per_s:.0f} tokens/s, {left:.0f} min left"
+            shown = f"{course} {line.tokens_per_s:.0f} tokens/s, {left} left"
             self.bar.update(self.task, completed=line.step + 1, shown=shown)
+            lines = curve(self.losses, min(72, max(16, self.console.width - 12))) if len(self.losses) > 2 else []
+            self.screen.update(Group(*(Text(text, no_wrap=True) for text in lines), self.bar))
             return
         self.console.print(
             f"step {line.step:5d}/{line.steps}  loss {line.loss:.4f}  gradient {line.gradient_norm:.2f}  "
-            f"{line.tokens_per_s:.0f} tokens/s  {line.minutes:.1f} min",
+            f"{line.tokens_per_s:.0f} tokens/s  {line.minutes:.1f} min, {left} left",
             soft_wrap=True,
         )
