@@ -151,6 +151,16 @@ class LoraConfig(_Strict):
     _paths = field_validator("weights")(inside)
 
 
+class NewTokensConfig(_Strict):
+    """Trained rows of tokens that the backbone does not have: `embeddings` [n, dim] as its table has them, and `head`
+    [n, dim] where its head is no table; the first has the id behind its vocabulary."""
+
+    weights: str
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    _paths = field_validator("weights")(inside)
+
+
 class CompositionSpec(_Strict):
     """`composition.yaml`, validated. `licence` is that of the trained parts."""
 
@@ -161,6 +171,7 @@ class CompositionSpec(_Strict):
     encoders: dict[Modality, EncoderConfig] = {}
     projectors: dict[Modality, ProjectorConfig] = {}
     lora: LoraConfig | None = None
+    new_tokens: NewTokensConfig | None = None
 
 
 class Manifest(BaseModel):
@@ -237,9 +248,7 @@ class Composition:
     def over(self, backbone: BackboneConfig) -> Composition:
         """These encoders with another LLM. What was trained for this one's LLM fits no other and is left out."""
         other = copy.copy(self)
-        other.spec = self.spec.model_copy(
-            update={"backbone": backbone, "projectors": {}, "lora": None, "description": "", "licence": ""}
-        )
+        other.spec = CompositionSpec(name=self.name, backbone=backbone, encoders=self.spec.encoders)
         other.manifest = None
         other.lines = {keys: line for keys, line in self.lines.items() if keys[0] != "backbone"}
         vars(other).pop("trained_files", None)
@@ -305,9 +314,9 @@ class Composition:
 
     @cached_property
     def trained_files(self) -> list[str]:
-        """Names of the trained files: projectors, their ONNX twins (which may map weights from them), the LoRA."""
+        """Names of the trained files: projectors, their ONNX twins (which may map weights from them), LoRA, tokens."""
         names = [name for projector in self.spec.projectors.values() for name in (projector.onnx, projector.weights)]
-        return names + ([self.spec.lora.weights] if self.spec.lora else [])
+        return names + [part.weights for part in (self.spec.lora, self.spec.new_tokens) if part]
 
     def check_files(self) -> None:
         """Compare the sha256 of every trained file with the manifest.

@@ -238,6 +238,9 @@ class _Layout:
 
     def _flush(self) -> None:
         if self._text:
-            ids = tuple(self._tokenizer.encode(self._text))
+            encode = self._tokenizer.encode
+            if self._target:  # in training, an answer may hold tokens that the recipe adds (`training.new_tokens`)
+                encode = getattr(self._tokenizer, "encode_answer", encode)
+            ids = tuple(encode(self._text))
             self._spans.append(Span(self._role, "text", ids, None, len(ids), self._target))
         self._text = ""

@@ -10,6 +10,7 @@ from sensorium.backbones.vocabulary import Kind, Vocabulary
 from sensorium.errors import SensoriumError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,6 +43,11 @@ class ByteLevelBPE:
             # Qwen trained on NFC text (its tokenizer.json says so); llama.cpp omits this step.
             self._pipeline.normalizer = normalizers.NFC()
         self._pipeline.add_tokens([AddedToken(text, normalized=False) for text in vocabulary.matched_whole()])
+
+    @property
+    def pipeline(self) -> Tokenizer:
+        """What the library runs, for a `tokenizer.json`; it knows no special token."""
+        return self._pipeline
 
     def encode(self, text: str) -> list[int]:
         return self._pipeline.encode(text, add_special_tokens=False).ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -85,6 +86,16 @@ class Backbone(nn.Module):
         into B."""
         raise NotImplementedError
 
+    def rows(self) -> tuple[Tensor, Tensor | None, float]:
+        """The embedding table [vocab, dim], the head [vocab, dim] or None where it is the table, and what a row of the
+        table is multiplied with when it is looked up."""
+        raise NotImplementedError
+
+    def add_tokens(self, names: Sequence[str]) -> None:
+        """Let ``names`` be tokens, from id ``shape.vocab`` on, with untrained rows."""
+        table, head, scale = self.rows()
+        self.new_tokens = NewTokens(names, self.shape.vocab, table, head, scale)
+
     def without_lora(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, the bare backbone answers."""
         raise NotImplementedError
@@ -135,8 +146,8 @@ def load_llama(
 
 
 def digest_frozen(module: nn.Module) -> str:
-    """sha256 over every parameter that does not learn (this process's share): equal before and after training, or it was
-    not frozen."""
+    """sha256 over every parameter that does not learn, or this process's share of it: equal before and after training,
+    or it was not frozen."""
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:

@@ -50,7 +50,7 @@ class ComposeTask:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that learns, each name behind that of its part: "projector", "lora", "backbone" or "tokens"."""
-        ours = {f"projector.{n}": p for n, p in self.projector.named_parameters() if p.requires_grad}
+        ours: dict[str, Tensor] = {f"projector.{n}": p for n, p in self.projector.named_parameters() if p.requires_grad}
         theirs = {f"{part_of(n)}.{n}": p for n, p in self.llm.named_parameters() if p.requires_grad}
         return ours | theirs
 

@@ -12,6 +12,7 @@ from sensorium.composition import Composition
 from sensorium.encoders.base import Grid
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.projectors.spec import tokens_for
+from sensorium.training.load_backbone import check_backbone
 from sensorium.training.recipe import DataRecipe, Recipe
 from sensorium.training.scene_store import StorePlan
 
@@ -25,7 +26,7 @@ class Frozen:
 
     Attributes:
         composition: declares the frozen parts; the recipe's `backbone` is in it already.
-        weights, encoder: their files.
+        weights, encoder: their files; that of the backbone may be a directory.
         features: the encoder's seam.
         stores: for each stage, what its feature store holds, None where samples come from files; equal plans share
             one store.
@@ -68,7 +69,7 @@ def obtain(recipe: Recipe) -> Frozen:
         raise UsageError(f"{composition.path} declares no image encoder; this recipe trains an image projector.")
     if recipe.backbone:
         composition = composition.over(resolve(recipe.backbone))
-    weights = hub.fetch(composition.part("backbone"))
+    weights = composition.backbone_path()
     encoder = hub.fetch(composition.part("encoders", "image"))
     made: Any = encoders.create(declared.kind, encoder, **declared.options)
     if not isinstance(made.spec.layout, Grid):
@@ -88,7 +89,8 @@ def obtain(recipe: Recipe) -> Frozen:
         ) if stage.data.scenes else None
         for stage in stages
     )  # fmt: skip
-    fingerprints = {"backbone": _fingerprint(composition, weights), "encoders.image": made.spec.fingerprint}
+    backbone = check_backbone(composition, weights, recipe.trains_backbone)
+    fingerprints = {"backbone": backbone, "encoders.image": made.spec.fingerprint}
     return Frozen(composition, weights, encoder, made.spec, stores, fingerprints)
 
 
@@ -102,17 +104,3 @@ def catalogue_of(data: DataRecipe) -> Path:
     from sensorium.training.data.catalogue import registry_catalogue
 
     return registry_catalogue()
-
-
-def _fingerprint(composition: Composition, weights: Path) -> str:
-    """The backbone's, once it is known to be one that training can run in the declared chat template."""
-    from sensorium.backbones.gguf import GGUF
-    from sensorium.backbones.spec import spec_from_gguf
-    from sensorium.backbones.traits import Traits
-    from sensorium.seams import check_template
-
-    with GGUF(weights) as gguf:
-        spec = spec_from_gguf(gguf)
-        Traits.of(gguf, spec)
-        check_template(composition, spec)
-        return spec.fingerprint

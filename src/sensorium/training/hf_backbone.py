@@ -144,15 +144,11 @@ class HFBackbone(Backbone):
         finally:
             self.model.config = config
 
-    @property
-    def scale(self) -> float:
-        """What a row of the table is multiplied with when it is looked up."""
-        return float(getattr(self.model.get_input_embeddings(), "embed_scale", None) or 1.0)
-
-    @property
-    def tied(self) -> bool:
-        """Whether the head is the embedding table."""
-        return self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
+    def rows(self) -> tuple[Tensor, Tensor | None, float]:
+        """Table, head and scale; see `Backbone.rows`."""
+        looked_up, head = self.model.get_input_embeddings(), self.model.get_output_embeddings().weight
+        scale = float(getattr(looked_up, "embed_scale", None) or 1.0)
+        return looked_up.weight, None if head is looked_up.weight else head, scale
 
     def try_rows(self) -> None:
         """Run a shared beginning with two branches, and the beginning with the second branch alone.

@@ -196,6 +196,10 @@ class Llama(Backbone):
             x = block(x, *rotary[self.traits.theta(i)], masks[window])
         return self.norm(x)
 
+    def rows(self) -> tuple[Tensor, Tensor | None, float]:
+        """Table, head and scale; see `Backbone.rows`."""
+        return self.embedding, None if self.head is self.embedding else self.head, self.traits.embedding_scale
+
     def score(self, hidden: Tensor) -> Tensor:
         """[n, dim] -> [n, vocab] in float32."""
         return F.linear(hidden.to(self.dtype), self.head.to(self.dtype)).float()

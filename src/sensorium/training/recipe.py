@@ -317,6 +317,11 @@ class Recipe(_Strict):
         declared = ("projector", *(part for part in ("lora", "tokens") if getattr(self, part)))
         return declared if stage.trains is None else stage.trains
 
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the whole backbone learns in any stage."""
+        return any("backbone" in self.trains(stage) for stage in self.plan())
+
     def plan(self) -> tuple[StageRecipe, ...]:
         """The stages to run; a recipe that lists none is one stage."""
         return self.stages or (StageRecipe(name="train", data=self.data, train=self.train),)

@@ -16,19 +16,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sensorium import hub
-from sensorium.backbones.gguf import GGUF
-from sensorium.backbones.spec import spec_from_gguf
 from sensorium.backbones.threads import physical_cores
-from sensorium.backbones.tokenizer import Tokenizer
 from sensorium.errors import SensoriumError
 from sensorium.projectors.spec import tokens_for
+from sensorium.prompt import Tokens
 from sensorium.training import checkpoint
-from sensorium.training.backbone import Backbone, digest_frozen, load_llama
+from sensorium.training.backbone import Backbone, digest_frozen, part_of
 from sensorium.training.compose_task import ComposeTask
 from sensorium.training.display import Display
 from sensorium.training.frozen import Frozen
 from sensorium.training.launch import leave, meet, on_this_machine
 from sensorium.training.llama import without_lora
+from sensorium.training.load_backbone import load_backbone
 from sensorium.training.logs import open_loggers
 from sensorium.training.loop import train_loop
 from sensorium.training.overview import overview_of
@@ -76,10 +75,7 @@ def worker(
     met = meet(rank, world, address)  # unless a launcher has brought the processes together
     torch.manual_seed(plan.train.seed)
     stages = plan.plan()
-    with GGUF(frozen.weights) as gguf:
-        spec, tokenizer = spec_from_gguf(gguf, frozen.fingerprints["backbone"]), Tokenizer.from_gguf(gguf)
-        dtype = torch.bfloat16 if stages[0].train.precision == "bf16" else torch.float32
-        llm = load_llama(gguf, spec, plan.lora, dtype)
+    llm, tokenizer = load_backbone(plan, frozen.composition, frozen.weights, frozen.fingerprints["backbone"])
     scenes = SceneStore(stores[0], stages[0].data.scenes) if stores[0] else None
     projector = create_projector(plan.projector, frozen, llm, tokenizer, scenes)
     restore(plan, stages[:first], projector, llm)
@@ -100,8 +96,7 @@ def worker(
         with shards.gathered() if shards else nullcontext(projector) as whole:
             if rank == 0:
                 write_composition(
-                    plan, frozen.composition, frozen.features, whole, llm, Path(plan.output) / "composition",
-                    frozen.fingerprints, data=data_facts(plan, kept),
+                    plan, frozen, whole, llm, Path(plan.output) / "composition", data=data_facts(plan, kept),
                     run={"steps": before + steps, "minutes": round(minutes, 1), "stages": taken},
                 )  # fmt: skip
 
@@ -111,7 +106,7 @@ def worker(
         for number in range(first, len(stages)):
             stage, directory = stages[number], plan.directory(stages[number])
             directory.mkdir(parents=True, exist_ok=True)
-            learn(projector, llm, stage)
+            learn(projector, llm, plan.trains(stage))
             if shards:
                 shards.follow()
             overviews[stage.name] = overview_of(plan, stage, frozen, projector, llm, number)
@@ -136,12 +131,14 @@ def worker(
             if rank == 0:
                 with hub.atomic_write(directory / DONE, "w") as file:
                     json.dump(taken[stage.name], file)
-    if not torch.equal(text_logits(llm, tokenizer), spoken):
+    if not plan.trains_backbone and not torch.equal(text_logits(llm, tokenizer), spoken):
         raise SensoriumError("Text without media is no longer the bare backbone's; this is a bug, please report it.")
     if rank == 0 or shards:
         write(0)
     if rank == 0:
         proofs = f"Frozen weights unchanged (sha256 {held}), text without media bit for bit the bare backbone's."
+        if plan.trains_backbone:
+            proofs = f"Frozen weights unchanged (sha256 {held}); the backbone learnt, so text without media differs."
         page = write_report(plan, overviews, proofs)
         say(f"{proofs} Trained composition: {Path(plan.output) / 'composition'}; report: {page}")
     if world > 1:
@@ -181,18 +178,18 @@ def choose_device(wanted: str, rank: int) -> torch.device:
     return torch.device("cuda", rank)
 
 
-def learn(projector: nn.Module, llm: Backbone, stage: StageRecipe) -> None:
-    """Let learn what the stage trains, and nothing else."""
-    trains = stage.trains or ("projector", "lora")
+def learn(projector: nn.Module, llm: Backbone, trains: Sequence[str]) -> None:
+    """Let learn the parts of ``trains``, and nothing else."""
     for parameter in projector.parameters():
         parameter.requires_grad_("projector" in trains)
     for name, parameter in llm.named_parameters():
-        parameter.requires_grad_("lora" in trains and ".lora_" in name)
+        parameter.requires_grad_(part_of(name) in trains)
 
 
 def restore(plan: Recipe, stages: Sequence[StageRecipe], projector: nn.Module, llm: Backbone) -> None:
     """Take over what finished stages trained, the later over the earlier."""
-    parts = {"projector": dict(projector.named_parameters()), "lora": dict(llm.named_parameters())}
+    parts = {"projector": dict(projector.named_parameters())}
+    parts |= {part: dict(llm.named_parameters()) for part in ("lora", "backbone", "tokens")}
     for stage in stages:
         for name, value in checkpoint.trained(plan.directory(stage)).items():
             part, _, rest = name.partition(".")
@@ -200,13 +197,14 @@ def restore(plan: Recipe, stages: Sequence[StageRecipe], projector: nn.Module, l
                 parts[part][rest].copy_(value)
 
 
-def text_logits(llm: Backbone, tokenizer: Tokenizer) -> Tensor:
-    """What the backbone says about a text without media: its LoRA is off then, as at inference."""
+def text_logits(llm: Backbone, tokenizer: Tokens) -> Tensor:
+    """What the backbone says about a text without media: its LoRA is off then, as at inference, and new tokens are none
+    of its vocabulary."""
     text = tokenizer.encode("What is the capital of France? Name a fruit, and count to three.")
     ids, length = torch.tensor([text], device=llm.device), len(text)
     mask = torch.full((length, length), -1e4, dtype=llm.dtype, device=llm.device).triu(1)[None, None]
     with torch.no_grad(), without_lora(llm):
-        return llm.logits(llm(llm.embed(ids), torch.arange(length, device=llm.device)[None], mask)[0])
+        return llm.score(llm(llm.lookup(ids), torch.arange(length, device=llm.device)[None], mask)[0])
 
 
 def data_facts(plan: Recipe, kept: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -223,7 +221,7 @@ def make_task(
     plan: Recipe,
     frozen: Frozen,
     store: Path | None,
-    tokenizer: Tokenizer,
+    tokenizer: Tokens,
     projector: nn.Module,
     llm: Backbone,
 ) -> ComposeTask:
@@ -263,7 +261,7 @@ def make_task(
 
 
 def make_stream(
-    rank: int, stage: StageRecipe, plan: Recipe, frozen: Frozen, scenes: SceneStore, tokenizer: Tokenizer
+    rank: int, stage: StageRecipe, plan: Recipe, frozen: Frozen, scenes: SceneStore, tokenizer: Tokens
 ) -> SampleStream:
     """This rank's batches of a stage."""
     from sensorium.training.class_features import ClassFeatures

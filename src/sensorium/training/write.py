@@ -6,35 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
 from sensorium import hub
-from sensorium.composition import FILE, MANIFEST, Composition, file_sha256
-from sensorium.encoders.base import FeatureSpec
-from sensorium.training.llama import Llama
+from sensorium.composition import FILE, MANIFEST, file_sha256
+from sensorium.training.backbone import Backbone
+from sensorium.training.frozen import Frozen
 from sensorium.training.recipe import Recipe
+
+TRAINED_BACKBONE = "backbone"
+"""The directory of a language model that was trained whole, beside ``composition.yaml``."""
 
 
 def write_composition(
-    plan: Recipe,
-    base: Composition,
-    features: FeatureSpec,
-    projector: nn.Module,
-    llm: Llama,
-    directory: Path,
-    frozen: dict[str, str],
-    **facts: Any,
+    plan: Recipe, frozen: Frozen, projector: nn.Module, llm: Backbone, directory: Path, **facts: Any
 ) -> None:
     """Write ``composition.yaml``, the trained tensors, the ONNX twin and the manifest.
 
     Args:
         plan: the recipe, kept in the manifest.
-        base: the composition whose frozen parts were used.
-        features: the encoder's seam.
+        frozen: the frozen parts that were used.
         projector, llm: what was trained.
         directory: where to.
-        frozen: fingerprint of every frozen part.
         **facts: further keys of the manifest ("data", "run", "metrics").
 
     Raises:
@@ -42,14 +37,25 @@ def write_composition(
     """
     from sensorium.training.export import export_projector, save_tensors
 
+    base, features, fingerprints = frozen.composition, frozen.features, dict(frozen.fingerprints)
     directory.mkdir(parents=True, exist_ok=True)
     export_projector(projector, features.layout.cells, features.dim, directory)  # type: ignore[union-attr]
     files = ["image.onnx", "image.safetensors"]
     spec = base.spec.model_dump(mode="json", exclude_defaults=True)
-    spec["backbone"]["part"]["source"] = base.part("backbone").source  # a path of one's own, made absolute
-    if base.spec.backbone.part.source.startswith("file:") and not base.spec.backbone.part.file:
-        spec["backbone"]["part"]["sha256"] = frozen["backbone"]  # what was measured
-    if plan.backbone:
+    if plan.trains_backbone:
+        from sensorium.training.hf_write import write_backbone
+
+        facts["backbone"] = {"trained": True, "from": fingerprints["backbone"]}
+        fingerprints["backbone"] = write_backbone(llm, frozen.weights, directory / TRAINED_BACKBONE)
+        licence = base.spec.backbone.part.licence
+        spec["backbone"] |= {"part": {"source": f"file:{TRAINED_BACKBONE}", "licence": licence}, "format": "hf"}
+    elif base.spec.backbone.format == "hf":
+        spec["backbone"]["part"]["source"] = base.folder().source
+    else:
+        spec["backbone"]["part"]["source"] = base.part("backbone").source  # a path of one's own, made absolute
+        if base.spec.backbone.part.source.startswith("file:") and not base.spec.backbone.part.file:
+            spec["backbone"]["part"]["sha256"] = fingerprints["backbone"]  # what was measured
+    if plan.backbone or plan.trains_backbone:
         spec["name"] = plan.name  # what it stands on is no longer what the base is called after
     for name in base.spec.encoders:
         spec["encoders"][name]["part"]["source"] = base.part("encoders", name).source
@@ -62,11 +68,16 @@ def write_composition(
         save_tensors(llm.lora_state(), directory / "lora.safetensors")
         spec["lora"] = {"weights": "lora.safetensors", "active": "media"}
         files.append("lora.safetensors")
+    spec.pop("new_tokens", None)
+    if llm.new_tokens is not None:
+        save_tensors(llm.new_tokens.saved(), directory / "tokens.safetensors", torch.float32)
+        spec["new_tokens"] = {"weights": "tokens.safetensors", "names": list(llm.new_tokens.names)}
+        files.append("tokens.safetensors")
     manifest = {
         "schema": 1,
         "recipe": plan.model_dump(mode="json"),
         **facts,
-        "frozen": frozen,
+        "frozen": fingerprints,
         "files": {name: file_sha256(directory / name) for name in files},
     }
     with hub.atomic_write(directory / FILE, "w") as text:
