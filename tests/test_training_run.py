@@ -15,6 +15,7 @@ import pytest
 from PIL import Image as Pillow
 
 import tiny
+import tiny_ranks
 import tiny_training
 
 torch = pytest.importorskip("torch")
@@ -440,22 +441,39 @@ def test_a_run_is_evaluated_at_its_end(recipe, sensorium, monkeypatch):
 # Launchers ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "{port}"]
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate-cpu": [*ACCELERATE, "--cpu"],  # starts one process, which starts those of the recipe
+    "accelerate-fsdp": [*ACCELERATE, "--use_fsdp", "--fsdp_version", "2"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_launcher_gives_the_losses_of_a_single_process(recipe, sensorium, cache, launcher):
+    if launcher != "torchrun":
+        pytest.importorskip("accelerate")
     path, alone = recipe("alone", train__steps=4)
     assert sensorium("train", path)[0] == 0
-    commands = {
-        "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"],
-        "accelerate": ["accelerate.commands.launch", "--num_processes", "2", "--cpu", "--main_process_port", "0"],
-    }
-    pytest.importorskip("accelerate")
-    path, two = recipe("two", train__steps=4)
-    command = [sys.executable, "-m", *commands[launcher], "-m", "sensorium.training", str(path)]
+    path, two = recipe("two", train__steps=4, train__processes=2)
+    command = [word.format(port=tiny_ranks.free_port()) for word in LAUNCHERS[launcher]]
+    command = [sys.executable, "-m", *command, "-m", "sensorium.training", str(path)]
     environment = {**os.environ, "SENSORIUM_HOME": str(cache), "SENSORIUM_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     one = losses(alone)
     np.testing.assert_allclose([losses(two)[s] for s in one], list(one.values()), rtol=1e-4)
+    assert "2 processes" in done.stderr
+    assert ("each keeps its share of the model" in done.stderr) is (launcher == "accelerate-fsdp")
+    names = ("image.safetensors", "lora.safetensors")
+    for one_file, two_file in ((alone / "composition" / name, two / "composition" / name) for name in names):
+        assert one_file.stat().st_size == two_file.stat().st_size
+
+
+def test_accelerate_that_starts_one_process_for_two_says_so(recipe, sensorium, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert "add train.processes=2" in complaint(sensorium("train", recipe("one")[0]), 2)
 
 
 # Stages ---------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ MAY_TRAIN = {f"projectors/{kind.file}.py" for kind in KINDS.values()}
 MAY_SERVE = {f"backbones/torch_{part}.py" for part in ("engine", "runner", "cache", "lora")}  # the extra [torch]
 MAY_DRAW = {"resvg_py", "fontTools", "matplotlib"}  # pictures of training packages
 MAY_READ = {"pyarrow"}  # tables of training data
-MAY_SPREAD = {"ray"}  # features on a cluster
+MAY_SPREAD = {"ray"}  # features and trainings on a cluster
+MAY_LOG = {"wandb"}  # where a recipe asks for it
 
 # Imports of these fail as they do where they are not installed.
 HOOK = f"""
@@ -94,7 +95,7 @@ def test_the_runtime_depends_on_its_dependencies_alone(path):
     if name(path) in MAY_SERVE:
         allowed = allowed | {"torch", "transformers"}
     if name(path).startswith("training/") or name(path) in MAY_TRAIN:
-        allowed = allowed | TRAINING | MAY_DRAW | MAY_READ | MAY_SPREAD
+        allowed = allowed | TRAINING | MAY_DRAW | MAY_READ | MAY_SPREAD | MAY_LOG
     found = {module.partition(".")[0] for module, _ in imports(path)} - allowed
     assert not found
 

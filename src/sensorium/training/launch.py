@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from sensorium.errors import UsageError
 
-
 MPI = {"RANK": "_RANK", "WORLD_SIZE": "_SIZE", "LOCAL_RANK": "_LOCAL_RANK", "LOCAL_WORLD_SIZE": "_LOCAL_SIZE"}
 
 
