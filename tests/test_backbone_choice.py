@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import tiny
+import tiny_hf
 import tiny_training
 from gguf_bytes import STRING, array, entry, header
 from hub_server import File, make_wheel, sha256
@@ -49,6 +50,13 @@ def test_a_file_gets_the_digest_and_the_template_that_it_has(llm):
     assert config.template == "chatml" and config.part.source == f"file:{llm}"
 
 
+def test_a_hugging_face_directory_is_taken_as_it_is(tmp_path, llm):
+    directory = tiny_hf.from_gguf(llm, tmp_path / "directory")
+    tiny_hf.write_tokenizer(directory, tiny.vocabulary(), tiny.MERGES, tiny.SPECIALS)
+    config = choice.resolve(f"file:{directory}")
+    assert (config.format, config.template, config.part.source) == ("hf", "chatml", f"file:{directory}")
+
+
 @pytest.mark.parametrize(
     ("tokens", "template", "found"),
     [
@@ -74,11 +82,13 @@ def test_a_pre_trained_model_is_talked_to_with_the_markers_that_it_has(tmp_path,
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("gemma", r"known backbones: smollm2-135m, gemma3-270m; others are given as file:PATH\.gguf"),
+        ("gemma", "known backbones: smollm2-135m, gemma3-270m; others are given as file:PATH of a"),
         ("pypi:x==1", "known backbones"),
-        ("file:nowhere.gguf", r"'file:nowhere\.gguf' is no file"),
+        ("file:nowhere.gguf", r"'file:nowhere\.gguf' does not exist"),
         ("pypi:x#y.gguf", "does not name one pypi part exactly"),
         ("hf:../x@main#y.gguf", "exactly"),
+        ("hf:some/llm@main", "give the commit"),
+        ("file:.", "directory without a config.json"),
         ("https://example.org/x.gguf", "known backbones"),
         ("x" * 5000, "known backbones"),
     ],

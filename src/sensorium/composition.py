@@ -151,16 +151,6 @@ class LoraConfig(_Strict):
     _paths = field_validator("weights")(inside)
 
 
-class NewTokensConfig(_Strict):
-    """Trained rows of tokens that the backbone does not have: `embeddings` [n, dim] as its table has them, and `head`
-    [n, dim] where its head is no table; the first has the id behind its vocabulary."""
-
-    weights: str
-    names: Annotated[tuple[str, ...], Field(min_length=1)]
-
-    _paths = field_validator("weights")(inside)
-
-
 class CompositionSpec(_Strict):
     """`composition.yaml`, validated. `licence` is that of the trained parts."""
 
@@ -171,7 +161,6 @@ class CompositionSpec(_Strict):
     encoders: dict[Modality, EncoderConfig] = {}
     projectors: dict[Modality, ProjectorConfig] = {}
     lora: LoraConfig | None = None
-    new_tokens: NewTokensConfig | None = None
 
 
 class Manifest(BaseModel):
@@ -314,9 +303,9 @@ class Composition:
 
     @cached_property
     def trained_files(self) -> list[str]:
-        """Names of the trained files: projectors, their ONNX twins (which may map weights from them), LoRA, tokens."""
+        """Names of the trained files: projectors, their ONNX twins (which may map weights from them), the LoRA."""
         names = [name for projector in self.spec.projectors.values() for name in (projector.onnx, projector.weights)]
-        return names + [part.weights for part in (self.spec.lora, self.spec.new_tokens) if part]
+        return names + ([self.spec.lora.weights] if self.spec.lora else [])
 
     def check_files(self) -> None:
         """Compare the sha256 of every trained file with the manifest.

