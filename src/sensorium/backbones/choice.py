@@ -82,7 +82,8 @@ def resolve(text: str, *, progress: bool = True) -> BackboneConfig:
         source = f"file:{Path(source.removeprefix('file:')).expanduser().absolute()}"
     if not member and (source.startswith("hf:") or Path(source.removeprefix("file:")).is_dir()):
         with HFFolder(hub.fetch_folder(hub.Folder(source), HF_FILES, progress=progress)) as folder:
-            return BackboneConfig(part=PartConfig(source=source), format="hf", template=template_of(folder))
+            taken = PartConfig(source=source, size=None)
+            return BackboneConfig(part=taken, format="hf", template=template_of(folder))
     part = pin(source, member, progress=progress) if member else hub.Part(source, "", "")
     path = hub.fetch(part)
     with GGUF(path) as gguf:
