@@ -21,6 +21,7 @@ from sensorium.training.clip_heads import ImageHead, TextHead  # noqa: E402
 from sensorium.training.clip_pairs import Pair, Unsure, caption, read_pairs, scene_pairs, true_words  # noqa: E402
 from sensorium.training.clip_recipe import ClipRecipe, ClipTrain, HeadRecipe  # noqa: E402
 from sensorium.training.clip_run import read_recipe, train_clip  # noqa: E402
+from sensorium.training.clip_sides import Kept  # noqa: E402
 from sensorium.training.clip_task import ClipTask  # noqa: E402
 from sensorium.training.contrastive import Temperature  # noqa: E402
 from sensorium.two_tower import TwoTower  # noqa: E402
@@ -188,7 +189,7 @@ def task(world=1, rank=0, **options):
     plan = ClipTrain(**{"steps": 10, "batch": 8, "processes": world, **options})
     heads = (ImageHead(4, 8, HeadRecipe()), TextHead(6, 8, HeadRecipe()), Temperature("clip"))
     pictures, texts = random.random((20, 8)).astype(np.float16), random.random((20, 6)).astype(np.float16)
-    return ClipTask(*heads, pictures, texts, pairs, np.arange(20), plan, rank, world)
+    return ClipTask(*heads, Kept(pictures), Kept(texts), pairs, np.arange(20), plan, rank, world)
 
 
 def test_a_step_depends_on_the_step_alone_and_processes_share_it():

@@ -3,8 +3,9 @@
     picture --image encoder--> features --image head--> vector of length 1
     text    --text encoder---> features --text head---> vector of length 1       likeness = cosine of the two
 
-Both encoders are frozen; the heads were trained by `training/clip_run.py`. It is a composition of kind `clip`: a
-directory with `composition.yaml`, `manifest.json` and the heads as ONNX over safetensors, like any other.
+The heads were trained by `training/clip_run.py`, between frozen encoders or together with one or both. It is a
+composition of kind `clip`: a directory with `composition.yaml`, `manifest.json` and the heads as ONNX over safetensors,
+like any other. An encoder that was trained has its weights there too, as safetensors, and runs like the published one.
 """
 
 from __future__ import annotations
@@ -39,16 +40,24 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TextEncoderConfig(EncoderConfig):
+class TowerConfig(EncoderConfig):
+    """An encoder; `trained` is a file in the composition's directory whose weights stand for those of the part."""
+
+    trained: str | None = None
+
+    _path = field_validator("trained")(lambda name: name if name is None else compositions.inside(name))
+
+
+class TextEncoderConfig(TowerConfig):
     """`tokenizer` is a further file of the part's archive."""
 
     tokenizer: str = ""
 
 
 class Encoders(_Strict):
-    """The two frozen towers."""
+    """The two towers."""
 
-    image: EncoderConfig
+    image: TowerConfig
     text: TextEncoderConfig
 
 
@@ -66,6 +75,12 @@ class Heads(_Strict):
 
     image: Head
     text: Head
+
+
+class TowersManifest(Manifest):
+    """What training wrote; `trained` has the fingerprint of each encoder that was trained with the heads."""
+
+    trained: dict[str, str] = Field(default_factory=dict)
 
 
 class TwoTowerSpec(_Strict):
@@ -170,11 +185,11 @@ class TwoTower:
 
     def identity(self) -> str:
         """A hash of all that decides a picture's vector: what is indexed under another is of no use."""
-        return hashlib.sha256(f"{self._image_fingerprint()};{self._digest('image')}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.fingerprint('image')};{self._digest('image')}".encode()).hexdigest()
 
     def part(self, side: Side) -> hub.Part:
-        """The hub's view of a frozen encoder."""
-        declared: EncoderConfig = getattr(self.spec.encoders, side)
+        """The hub's view of an encoder as published."""
+        declared: TowerConfig = getattr(self.spec.encoders, side)
         return declared.part.hub_part(self.path, self.lines, "encoders", side)
 
     def where(self, *keys: str) -> str:
@@ -182,27 +197,39 @@ class TwoTower:
         return config.where(self.path, self.lines, *keys)
 
     def fetch(self, side: Side) -> tuple[Path, dict[str, Any]]:
-        """The weights of a frozen encoder, and its options, with the tokenizer that its archive holds."""
+        """The weights of an encoder, and its options, with the tokenizer that its archive holds."""
         declared, part = getattr(self.spec.encoders, side), self.part(side)
         options = {"threads": self.threads, **declared.options}
-        weights = hub.fetch(part, progress=self.progress)
+        if declared.trained:
+            self._listed(declared.trained)
+            weights = self.directory / declared.trained
+        else:
+            weights = hub.fetch(part, progress=self.progress)
         if side == "text" and declared.tokenizer:
             if part.file or part.sha256:
                 other = replace(part, file=declared.tokenizer, file_sha256=None)
                 options["tokenizer"] = hub.fetch(other, progress=self.progress)
             else:  # a plain file of one's own: the tokenizer stands in the directory too
                 options["tokenizer"] = self.directory / declared.tokenizer
+        elif side == "text" and declared.trained:
+            options["tokenizer"] = hub.fetch(part, progress=self.progress).with_name("tokenizer.json")
         return weights, options
 
+    def fingerprint(self, side: Side) -> str:
+        """The fingerprint of an encoder that the heads were trained against or with, as the manifest lists it."""
+        name = f"encoders.{side}"
+        listed = self.manifest.trained if getattr(self.spec.encoders, side).trained else self.manifest.frozen
+        return str(listed.get(name))
+
     @cached_property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> TowersManifest:
         """What training wrote. Raises SensoriumError when it is missing or malformed."""
         import json
 
         path = self.directory / MANIFEST
         try:
             data = json.loads(path.read_bytes()[: config.MAX_BYTES * 16])
-            return config.validate(data, Manifest, path)
+            return config.validate(data, TowersManifest, path)
         except OSError:
             raise SensoriumError(f"{path} is missing, so this model has no trained heads yet; train it.") from None
         except (ValueError, RecursionError):
@@ -243,12 +270,13 @@ class TwoTower:
         from sensorium.projectors.runtime import Projector
 
         self._digest(side)  # for its checks
-        trained = self.manifest.frozen.get(f"encoders.{side}")
-        if trained != features.fingerprint:
+        wanted = self.fingerprint(side)
+        if wanted != features.fingerprint:
+            state = "trained" if getattr(self.spec.encoders, side).trained else "frozen"
             raise SensoriumError(
-                f"The frozen part 'encoders.{side}' has fingerprint {features.fingerprint[:12]}..., but "
-                f"{self.directory / MANIFEST} says that the heads were trained against {str(trained)[:12]}...; use "
-                "that part, or train the heads for this one."
+                f"The {state} part 'encoders.{side}' has fingerprint {features.fingerprint[:12]}..., but "
+                f"{self.directory / MANIFEST} says that the heads were trained against {wanted[:12]}...; use that "
+                "part, or train the heads for this one."
             )
         assert self.spec.heads is not None
         head = Projector(self.directory / getattr(self.spec.heads, side).onnx, self.threads)
@@ -271,22 +299,20 @@ class TwoTower:
         if self.spec.heads is None:
             raise SensoriumError(f"{self.path} declares no heads, so nothing was trained yet; train it.")
         declared = getattr(self.spec.heads, side)
-        found = []
-        for name in (declared.onnx, declared.weights):
-            path = self.directory / name
-            if not path.is_file():
-                raise SensoriumError(f"{path} is missing, but {self.path} declares it; train or fetch the model again.")
-            found.append(file_sha256(path))
-            if self.manifest.files.get(name) != found[-1]:
-                raise SensoriumError(
-                    f"{path} has sha256 {found[-1][:12]}..., but {MANIFEST} lists "
-                    f"{str(self.manifest.files.get(name))[:12]}...; the file was changed or damaged, fetch it again."
-                )
-        return ";".join(found)
+        return ";".join(self._listed(name) for name in (declared.onnx, declared.weights))
 
-    def _image_fingerprint(self) -> str:
-        """As the manifest lists it: so that a search whose index is fresh opens no encoder of pictures."""
-        return str(self.manifest.frozen.get("encoders.image"))
+    def _listed(self, name: str) -> str:
+        """sha256 of a trained file, compared with the manifest."""
+        path = self.directory / name
+        if not path.is_file():
+            raise SensoriumError(f"{path} is missing, but {self.path} declares it; train or fetch the model again.")
+        found, listed = file_sha256(path), self.manifest.files.get(name)
+        if found != listed:
+            raise SensoriumError(
+                f"{path} has sha256 {found[:12]}..., but {MANIFEST} lists {str(listed)[:12]}...; the file was changed "
+                "or damaged, fetch it again."
+            )
+        return found
 
 
 def is_two_tower(name_or_dir: str | Path) -> bool:

@@ -89,9 +89,13 @@ class EfficientNetLite:
         features = np.empty((len(images), cells * cells, graph.HEAD_DIM), np.float32)
         chunk = max(1, _CHUNK_PIXELS // self.resolution**2)
         for start in range(0, len(images), chunk):
-            pixels = np.stack([prepare(image, self.resolution) for image in images[start : start + chunk]])
+            pixels = np.stack([self.prepare(image) for image in images[start : start + chunk]])
             features[start : start + len(pixels)] = self._session.run(["features"], {"pixels": pixels})[0]
         return features
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """A picture as the network takes it; see the function."""
+        return prepare(image, self.resolution)
 
     def class_directions(self) -> tuple[np.ndarray, np.ndarray]:
         """The ImageNet classifier over the features: ``W [1000, 1280]`` and ``b [1000]``, float32.

@@ -1,27 +1,33 @@
-"""What the two towers give, computed once: pooled features of scenes, and of texts.
+"""What the two towers give, computed once: pooled features of scenes and of picture files, and vectors of texts.
 
-The heads read two numbers per feature of a picture, its mean and its maximum over the cells; of the store's 164 kB a
-scene that is 5 kB. Both files are memory-mapped and named by all that determines them.
+The heads read two numbers per feature of a picture, its mean and its maximum over the cells; of the 164 kB that the
+store of scenes and the common feature cache hold of a picture, that is 5 kB. So what is pooled is kept beside them, in
+files that are memory-mapped and named by all that determines them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sensorium import hub
 from sensorium.errors import SensoriumError
+from sensorium.training.data.formats.sample import MediaRef
+from sensorium.training.features import CachedFeatures, EncoderPart, FeatureCache, digest
 
 if TYPE_CHECKING:
-    from sensorium.encoders.base import TextEncoder
+    from sensorium.encoders.base import FeatureSpec, TextEncoder
     from sensorium.training.scene_store import SceneStore
 
 VERSION = 1  # raise when pooling changes
 Report = Callable[[int, int], None]
+BROKEN = -6e4  # far below any feature: the row of a picture that cannot be read
+MOST = 4096  # pictures whose features are asked of the cache at a time
 _CHUNK = 512
 
 
@@ -47,37 +53,68 @@ def pooled_scenes(store: SceneStore, report: Report | None = None) -> np.ndarray
 
 
 def encode_pictures(
-    files: Sequence[tuple[Path, str]], encoder: Any, report: Report | None = None
+    files: Sequence[Path], part: EncoderPart, spec: FeatureSpec, report: Report | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features of picture files, and which of them could be read.
+    """Pooled features of picture files, by way of the common feature cache, and which of them could be read.
+
+    A set that is larger than the cache passes through it in parts.
 
     Args:
-        files: path and digest (of its bytes) of each.
-        encoder: an image encoder.
+        files: in any order, with or without repetitions.
+        part: the frozen encoder.
+        spec: what it gives.
+        report: called with (pictures done, all).
 
     Returns:
         float16 [N, 2 * dim] and bool [N].
     """
-    from sensorium.media import load_image
-
-    dim = encoder.spec.dim
-    broken = hub.cache_dir("features", "pictures") / "none"
-    good = np.ones(len(files), bool)
+    media = [MediaRef(str(path), path) for path in files]
+    keys = [_digest(medium) for medium in media]
 
     def fill(out: np.ndarray) -> None:
-        for at, (path, _) in enumerate(files):
-            try:
-                out[at] = pool(encoder.encode([load_image(path).pixels]))[0]
-            except SensoriumError:
-                out[at] = -1.0  # features are never negative, so this stands for a broken picture
-            if report:
-                report(at + 1, len(files))
+        out[:] = BROKEN
+        with FeatureCache(part.space(spec)) as cache:
+            features = CachedFeatures(cache, part)
+            size = max(1, min(MOST, cache.limit // (4 * cache.space.bytes_of(cache.space.cells or 1))))
+            for start in range(0, len(media), size):
+                chunk = media[start : start + size]
+                broken = cache.fill(chunk, part, report=_behind(report, start, len(media))).broken
+                unread = {key for medium, key in zip(chunk, keys[start:]) if medium.name in broken}
+                for at, medium in enumerate(chunk, start):
+                    if keys[at] not in unread:
+                        out[at] = pool(features([medium]))[0]
 
-    names = "\n".join(digest for _, digest in files)
-    name = hashlib.sha256(f"{VERSION};{encoder.spec.fingerprint};{names}".encode()).hexdigest()[:32]
-    found = _kept(broken.with_name(f"{name}.npy"), (len(files), 2 * dim), fill)
-    good[:] = ~(np.asarray(found[:, :dim]) == -1.0).all(axis=1) if len(files) else good
-    return found, good
+    name = hashlib.sha256(f"cached-{VERSION};{spec.fingerprint};{';'.join(keys)}".encode()).hexdigest()[:32]
+    found = _kept(hub.cache_dir("features", "pictures") / f"{name}.npy", (len(files), 2 * spec.dim), fill)
+    return found, ~(np.asarray(found[:, : spec.dim]) == BROKEN).all(axis=1)
+
+
+def readable(files: Sequence[Path], report: Report | None = None) -> np.ndarray:
+    """Which picture files can be decoded, bool [N]: for a tower that will see them in every step."""
+    media = [MediaRef(str(path), path) for path in files]
+
+    def fill(out: np.ndarray) -> None:
+        for at, medium in enumerate(media):
+            with suppress(SensoriumError):
+                medium.load()
+                out[at] = 1
+            if report:
+                report(at + 1, len(media))
+
+    name = hashlib.sha256(f"readable-{VERSION};{';'.join(map(_digest, media))}".encode()).hexdigest()[:32]
+    return _kept(hub.cache_dir("features", "pictures") / f"{name}.npy", (len(files), 1), fill)[:, 0] > 0
+
+
+def _digest(medium: MediaRef) -> str:
+    try:
+        return digest(medium)
+    except SensoriumError:
+        return ""
+
+
+def _behind(report: Report | None, start: int, total: int) -> Report | None:
+    """A report of a part of the work as one of the whole."""
+    return None if report is None else lambda done, _: report(start + done, total)
 
 
 def encode_texts(texts: Sequence[str], encoder: TextEncoder, report: Report | None = None) -> np.ndarray:

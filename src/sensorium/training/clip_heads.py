@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from sensorium.training.clip_recipe import HeadRecipe
 
 
+def pooled(features: Tensor) -> Tensor:
+    """`clip_features.pool` in torch: [B, cells, dim] -> [B, 2 * dim]."""
+    return torch.cat((features.mean(dim=1), features.amax(dim=1)), dim=1)
+
+
 class Head(nn.Module):
     """Layer norm, ``depth`` hidden layers with GELU, one linear layer: [B, inputs] -> [B, outputs]."""
 
@@ -67,7 +72,7 @@ class ImageHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, cells, dim] -> [B, 1, outputs]."""
-        return self.embed(torch.cat((features.mean(dim=1), features.amax(dim=1)), dim=1)).unsqueeze(1)
+        return self.embed(pooled(features)).unsqueeze(1)
 
 
 class TextHead(nn.Module):

@@ -6,7 +6,6 @@ one that only was not written for this picture: in a batch of 500 scenes several
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -154,14 +153,6 @@ def _lines(file: Path) -> list[FilePair]:
     except (OSError, UnicodeDecodeError) as error:
         raise SensoriumError(f"{file} cannot be read as UTF-8 text ({error}); correct data.pairs.") from None
     return pairs
-
-
-def digest_of(path: Path) -> str:
-    """sha256 of a picture file, "" where it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
 
 
 class Unsure:

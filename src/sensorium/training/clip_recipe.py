@@ -1,14 +1,16 @@
-"""A recipe of kind `clip`: which heads are trained between two frozen towers, on which pairs, and how long."""
+"""A recipe of kind `clip`: which heads are trained between two towers, on which pairs, how long, and whether a tower
+learns with them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sensorium.config import kind_of_recipe
+from sensorium.two_tower import Side
 
 SceneKind = Literal["single", "several", "count", "box", "photo", "empty"]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -72,6 +74,18 @@ class ClipData(_Strict):
         return self
 
 
+class ClipRates(_Strict):
+    """Peak learning rates: of the heads, and of the towers that `unfreeze` names. One number is that of the heads."""
+
+    heads: Rate = 1e-3
+    towers: Rate = 2e-5
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_heads(cls, given: Any) -> Any:
+        return given if isinstance(given, dict | ClipRates) else {"heads": given}
+
+
 class ClipTrain(_Strict):
     """How long and how fast; the names are those that `loop.train_loop` reads."""
 
@@ -79,10 +93,11 @@ class ClipTrain(_Strict):
     minutes: Annotated[float, Field(gt=0)] | None = None
     batch: Annotated[int, Field(ge=2, le=65536)] = 512
     chunk: Count | None = None
-    learning_rate: Rate = 1e-3
+    learning_rate: ClipRates = ClipRates()
     concept_rate: Rate = 2e-4
     dropout: Share = 0.0
     warmup: Annotated[int, Field(ge=0, lt=2**31)] = 20
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # `training.loop.schedule`
     weight_decay: Share = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
     processes: Annotated[int, Field(ge=1, le=64)] = 1
@@ -100,7 +115,8 @@ class ClipTrain(_Strict):
 
 
 class ClipRecipe(_Strict):
-    """One training of heads. ``composition`` declares the two frozen encoders."""
+    """One training of heads. ``composition`` declares the two encoders, which stay frozen but for those that
+    ``unfreeze`` names."""
 
     kind: Literal["clip"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -109,8 +125,16 @@ class ClipRecipe(_Strict):
     install: Text | None = None  # where the finished composition is copied to (`training.install`)
     loss: Literal["clip", "siglip"] = "clip"
     heads: HeadsRecipe = HeadsRecipe()
+    unfreeze: tuple[Side, ...] = ()
     data: ClipData
     train: ClipTrain
+
+    @field_validator("unfreeze")
+    @classmethod
+    def _once(cls, sides: tuple[Side, ...]) -> tuple[Side, ...]:
+        if len(set(sides)) < len(sides):
+            raise ValueError("it names a tower twice; name each once")
+        return tuple(sorted(sides))
 
     def dump(self) -> str:
         """The resolved recipe as YAML, as it is saved with the run."""

@@ -14,7 +14,7 @@ from sensorium.training import feature_upkeep as upkeep
 from sensorium.training.clip_recipe import is_clip
 from sensorium.training.data.formats.reader import Reader
 from sensorium.training.data.formats.readers import open_set
-from sensorium.training.data.formats.sample import Sample
+from sensorium.training.data.formats.sample import MediaRef, Sample
 from sensorium.training.features import EncoderPart, FeatureCache
 from sensorium.training.scene_store import StorePlan, build
 
@@ -23,11 +23,13 @@ SHOWN = 10  # broken media that are named one by one
 
 @dataclass
 class Wanted:
-    """What a recipe needs: stores of scenes, and data sets whose pictures its encoder sees, by number format."""
+    """What a recipe needs: stores of scenes, data sets whose pictures its encoder sees, by number format, and pictures
+    of no set."""
 
     part: EncoderPart
     scenes: list[StorePlan] = field(default_factory=list)
     sets: list[tuple[str, Reader]] = field(default_factory=list)
+    media: list[MediaRef] = field(default_factory=list)
 
 
 def fill_recipe(
@@ -54,6 +56,8 @@ def fill_recipe(
         for dtype in dict.fromkeys(dtype for dtype, _ in wanted.sets):
             readers = [reader for kept, reader in wanted.sets if kept == dtype]
             directories.append(_fill_sets(readers, wanted.part, dtype, engine, workers))
+        if wanted.media:
+            directories.append(_fill_media(wanted.media, wanted.part, "fp16", engine, workers))
         return list(dict.fromkeys(directories))
     except KeyboardInterrupt:
         console.complain("Interrupted; all finished shards are kept, and the same command goes on from there.")
@@ -64,6 +68,10 @@ def _fill_sets(readers: Sequence[Reader], part: EncoderPart, dtype: str, engine:
     """Records that are no samples are left to training and to `sensorium data check`, which say so."""
     samples = (sample for reader in readers for sample in reader.samples())
     media = [medium for sample in samples if isinstance(sample, Sample) for medium in sample.media]
+    return _fill_media(media, part, dtype, engine, workers)
+
+
+def _fill_media(media: Sequence[MediaRef], part: EncoderPart, dtype: str, engine: str, workers: int | None) -> Path:
     with FeatureCache.of(part, dtype) as cache, console.counting("Encoding pictures") as report:
         filled = cache.fill(media, part, workers, report, engine)
     reasons = list(filled.broken.values())
@@ -92,8 +100,9 @@ def _of_stages(recipe: Path, overrides: Sequence[str]) -> Wanted:
 
 
 def _of_clip(recipe: Path, overrides: Sequence[str]) -> Wanted:
+    from sensorium.training.clip_material import scene_plan
+    from sensorium.training.clip_pairs import read_pairs
     from sensorium.training.clip_run import read_recipe
-    from sensorium.training.data.catalogue import registry_catalogue
     from sensorium.two_tower import TwoTower
 
     plan = read_recipe(recipe, overrides)
@@ -101,14 +110,9 @@ def _of_clip(recipe: Path, overrides: Sequence[str]) -> Wanted:
     declared, (weights, _) = towers.spec.encoders.image, towers.fetch("image")
     wanted = Wanted(EncoderPart(declared.kind, weights, declared.options))
     if plan.data.scenes:
-        catalogue = Path(plan.data.catalogue) if plan.data.catalogue else registry_catalogue()
-        mix = {str(kind): weight for kind, weight in plan.data.mix.items()}
-        fingerprint = towers.image_encoder.get().spec.fingerprint
-        wanted.scenes.append(
-            StorePlan(
-                catalogue, plan.data.scenes, plan.data.seed, mix, declared.kind, weights, declared.options, fingerprint
-            )
-        )
+        wanted.scenes.append(scene_plan(plan, towers, towers.image_encoder.get().spec))
+    if plan.data.pairs and "image" not in plan.unfreeze:
+        wanted.media = [MediaRef(str(each.picture), each.picture) for each in read_pairs(Path(plan.data.pairs))]
     return wanted
 
 

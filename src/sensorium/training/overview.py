@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,13 +63,18 @@ def parts_table(frozen: Frozen, projector: nn.Module, llm: Backbone) -> str:
     named = frozen.composition.part("backbone")
     shape = f"{Path(named.file or named.parsed.name).name}, {llm.shape.layers} layers of width {llm.shape.dim}"
     kind = type(projector).__name__.removeprefix("FSDP")
-    rows = [
+    rows: list[tuple[str, int | str, str, str, str]] = [
         ("encoders.image", "", "frozen", "", f"{declared.kind}, {size}, run by ONNX Runtime, features cached"),
         ("backbone", backbone, "frozen", dtype, shape),
         ("lora", lora, state(llm), "float32", "active only in conversations that hold media"),
         ("projectors.image", trained(projector), "trained", "float32", kind),
         ("projectors.image", count(projector) - trained(projector), "frozen", "float32", kind),
     ]
+    return parts_lines(rows)
+
+
+def parts_lines(rows: Sequence[tuple[str, int | str, str, str, str]]) -> str:
+    """Rows of (part, parameters, frozen or trained, dtype, what) as lines of text; a part of none is left out."""
     lines = [f"{'part':<18}{'parameters':>14}  {'state':<8} {'dtype':<9} what"]
     for name, number, how, kept, what in rows:
         if number != 0:

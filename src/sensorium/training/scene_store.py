@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from sensorium.errors import SensoriumError
 from sensorium.training import engines
 from sensorium.training.feature_shard import used
 from sensorium.training.feature_upkeep import Lease
+
+if TYPE_CHECKING:
+    from sensorium.training.data.scenes import Pool, Scene
 
 SHARD = 250  # scenes a file: 40 MB at 64 cells of 1280
 VERSION = 3  # raise when the drawing of scenes changes
@@ -72,21 +75,34 @@ def _features_file(directory: Path, index: int, count: int, size: int) -> Path:
     return whole if count == size or whole.is_file() else directory / f"{index:05d}-{count}.npy"
 
 
+def pool_of(plan: StorePlan) -> Pool:
+    """What a plan's scenes are drawn from."""
+    from sensorium.training.data.scenes import Pool, load_items
+
+    return Pool([item for item in load_items(plan.catalogue) if item.split == "train"])
+
+
+def draw(plan: StorePlan, pool: Pool, index: int) -> Scene:
+    """The scene of a plan that the store holds the features of at ``index``."""
+    from sensorium.training.data.scenes import compose
+
+    return compose(pool, (plan.seed << 32) + index, plan.mix or None)
+
+
 def _build_shard(task: tuple[StorePlan, Path, int, int]) -> int:
     """Draw and encode one shard: of a plan, in a directory, its index and scenes; runs in a worker with one thread."""
     from sensorium import encoders
-    from sensorium.training.data.scenes import Pool, compose, load_items
 
     global _worker
     plan, directory, index, count = task
     key = (plan.catalogue, plan.fingerprint)
     if _worker is None or _worker[0] != key:
-        pool = Pool([item for item in load_items(plan.catalogue) if item.split == "train"])
+        pool = pool_of(plan)
         encoder = encoders.create(plan.encoder_kind, plan.encoder_weights, threads=1, **plan.encoder_options)
         _worker = (key, pool, encoder)
     _, pool, encoder = _worker
     first = index * plan.shard
-    scenes = [compose(pool, (plan.seed << 32) + first + i, plan.mix or None) for i in range(count)]
+    scenes = [draw(plan, pool, first + i) for i in range(count)]
     features = encoder.encode([scene.pixels for scene in scenes]).astype(np.float16)
     target = _features_file(directory, index, count, plan.shard)
     with hub.atomic_write(target.with_suffix(".json"), "w") as text:

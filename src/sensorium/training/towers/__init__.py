@@ -7,6 +7,7 @@ one file and one line of ``KINDS``.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -60,3 +61,14 @@ def load(kind: str, weights: Path) -> Any:
     """
     made = KINDS[kind]
     return getattr(import_module(f"{__name__}.{made.module}"), made.name)(*made.arguments, weights)
+
+
+def held(tower: Any) -> str:
+    """sha256 over what does not learn of a tower, batch norms' statistics included: equal before and after training, or
+    it was not frozen."""
+    learns = {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
+    digest = hashlib.sha256()
+    for name, value in tower.published().items():
+        if name not in learns:
+            digest.update(name.encode() + value.tobytes())
+    return digest.hexdigest()

@@ -7,6 +7,7 @@ step alone.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,9 +44,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         """[B, T, dim], with ``seen`` bool [B, 1, 1, T]."""
-        query, key, value = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in self.attention["self"].values()
-        )
+        inner: Any = self.attention["self"]
+        query, key, value = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in inner.values())
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         x = self.attention["output"](mixed.transpose(1, 2).flatten(2), x)
         result: Tensor = self.output(F.gelu(self.intermediate["dense"](x)), x)
@@ -69,14 +69,15 @@ class Bert(nn.Module):
         self.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in checked.items()})
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        parts = self.embeddings
+        parts: Any = self.embeddings
+        layers: Any = self.encoder["layer"]
         kind = parts["token_type_embeddings"].weight[0]  # every text is a first sentence
         places = parts["position_embeddings"].weight[: ids.shape[1]]
         x = parts["LayerNorm"](parts["word_embeddings"](ids) + places + kind)
         seen = mask.bool()[:, None, None]
-        for block in self.encoder["layer"]:  # type: ignore[union-attr]
+        for block in layers:
             x = block(x, seen)
-        total = (x * mask[..., None]).sum(dim=1)
+        total: Tensor = (x * mask[..., None]).sum(dim=1)
         return total / mask.sum(dim=1, keepdim=True)
 
     def published(self) -> dict[str, np.ndarray]:
