@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 import tiny_ranks  # noqa: E402
 from sensorium.errors import UsageError  # noqa: E402
-from sensorium.training import loop, sharding  # noqa: E402
+from sensorium.training import checkpoint, loop, sharding  # noqa: E402
 from test_training_loop import CELLS, DIM, ROWS, TOKENS, Stream, build, losses, recipe, task, weights  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
@@ -72,6 +72,9 @@ def test_a_divided_model_takes_the_steps_of_one_process(file, alone, tmp_path):
         assert 0.45 < rank["share"] < 0.55
     one, two = weights(alone["output"]), weights(tmp_path / "two")
     assert {n: t.shape for n, t in one.items()} == {n: t.shape for n, t in two.items()}
+    from safetensors.torch import load_file
+
+    assert len(load_file(tmp_path / "two" / checkpoint.FILE)["rng"]) == 2  # of each process
 
 
 @pytest.mark.parametrize("first", ["full", "none"])
