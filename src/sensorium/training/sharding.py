@@ -69,19 +69,22 @@ class Sharded:
             module.reshard()
 
     @contextlib.contextmanager
-    def gathered(self) -> Iterator[nn.Module]:
-        """Inside, the LoRA and what else learns in the backbone is whole, and in memory; the projector is what it
-        yields. All processes must come here."""
+    def gathered(self, backbone: bool = False) -> Iterator[nn.Module]:
+        """Inside, process 0 has in memory, whole, the LoRA and what else learns in the backbone, or all of the
+        ``backbone``; the projector is what it yields. All processes must come here."""
         kept = []
         for module in self.llm.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if isinstance(parameter, DTensor) and (parameter.requires_grad or name.startswith("lora_")):
+                wanted = backbone or parameter.requires_grad or name.startswith("lora_")
+                if isinstance(parameter, DTensor) and wanted:
                     kept.append((module, name, parameter))
         values = {name: whole(value).cpu() for name, value in self.projector.state_dict().items()}
         self._twin.load_state_dict(values)
         try:
             for module, name, parameter in kept:
-                module._parameters[name] = nn.Parameter(whole(parameter).cpu(), requires_grad=parameter.requires_grad)
+                value = whole(parameter)
+                if dist.get_rank() == 0:
+                    module._parameters[name] = nn.Parameter(value.cpu(), requires_grad=parameter.requires_grad)
             yield self._twin
         finally:
             for module, name, parameter in kept:

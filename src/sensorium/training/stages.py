@@ -93,7 +93,7 @@ def worker(
         minutes, before = (sum(done[key] for done in taken.values()) for key in ("minutes", "steps"))
         if steps:  # within a stage
             minutes += (time.monotonic() - began) / 60
-        with shards.gathered() if shards else nullcontext(projector) as whole:
+        with shards.gathered(plan.trains_backbone) if shards else nullcontext(projector) as whole:
             if rank == 0:
                 write_composition(
                     plan, frozen, whole, llm, Path(plan.output) / "composition", data=data_facts(plan, kept),
