@@ -19,7 +19,7 @@ from sensorium.hub.paths import cache_dir, home, offline, write_error
 from sensorium.hub.progress import reporting
 
 _KEPT = re.compile("[0-9a-f]{32}")
-_REGISTRIES: dict[str, ModuleType] = {"pypi": pypi, "npm": npm, "deb": deb, "hf": huggingface}
+REGISTRIES: dict[str, ModuleType] = {"pypi": pypi, "npm": npm, "deb": deb, "hf": huggingface}
 
 
 def sha256_of(path: Path) -> str:
@@ -95,7 +95,7 @@ def _lying_here(store: Path, part: Part) -> Path | None:
 
 def _search(part: Part, store: Path, stack: contextlib.ExitStack, progress: bool) -> tuple[Path, bool]:
     """The archive and whether it is ours to delete; ``stack`` keeps a directory that it may lie in."""
-    registry, online = _REGISTRIES[part.parsed.kind], not offline()
+    registry, online = REGISTRIES[part.parsed.kind], not offline()
     answer: Offers = registry.offers(part, online=online)
     notes, mismatch = answer.notes, answer.mismatch
     for offer in answer.found:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sensorium.errors import SensoriumError
 from sensorium.hub.cache import fetch
 from sensorium.hub.network import Unreachable, download
-from sensorium.hub.obtain import _REGISTRIES, sha256_of
+from sensorium.hub.obtain import REGISTRIES, sha256_of
 from sensorium.hub.parts import Part
 from sensorium.hub.paths import atomic_write, cache_dir, file_lock, offline
 from sensorium.hub.progress import reporting
@@ -71,7 +71,7 @@ def _first(unknown: Part, progress: bool) -> Part:
 
 
 def _delivered(unknown: Part, scratch: Path, progress: bool) -> Path:
-    registry = _REGISTRIES[unknown.parsed.kind]
+    registry = REGISTRIES[unknown.parsed.kind]
     if hasattr(registry, "native"):
         with reporting(unknown.parsed.label, None, show=progress):
             found: Path = registry.native(unknown, scratch)
