@@ -30,6 +30,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import hf_folders
 import tiny
 import tiny_clip
 from sensorium import cli, composition
@@ -49,7 +50,8 @@ WRITTEN = {
     "recipe.yaml", "catalogue.jsonl", "log.jsonl", "checkpoint.safetensors", "results/image.json", "results/image.md",
 }  # fmt: skip
 # What a reader writes while following a page, and the file names of examples.
-EXAMPLES = {"apple.jpg", "box.jpg", "llm.gguf", "palette.npy", "a.jpg", "a.txt", "photo.jpg"}
+EXAMPLES = {"apple.jpg", "box.jpg", "llm.gguf", "palette.npy", "a.jpg", "a.txt", "photo.jpg",
+            "config.json", "tokenizer.json", "pytorch_model.bin"}  # fmt: skip
 WRITTEN_BELOW = ("runs/", "mine/", "broken/")
 
 
@@ -112,6 +114,7 @@ def reader(packaged, tmp_path, monkeypatch):
     for name in ("mine", "broken"):
         (tmp_path / name).mkdir()
         shutil.copy(packaged / "compositions" / "mini" / "llm.gguf", tmp_path / name)
+    hf_folders.from_gguf(tmp_path / "mine" / "llm.gguf", tmp_path / "mine" / "llm")
     return tmp_path
 
 
