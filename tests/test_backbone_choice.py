@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
+import hf_folders
 import tiny
-import tiny_hf
 import tiny_training
 from gguf_bytes import STRING, array, entry, header
 from hub_server import File, make_wheel, sha256
@@ -51,8 +51,8 @@ def test_a_file_gets_the_digest_and_the_template_that_it_has(llm):
 
 
 def test_a_hugging_face_directory_is_taken_as_it_is(tmp_path, llm):
-    directory = tiny_hf.from_gguf(llm, tmp_path / "directory")
-    tiny_hf.write_tokenizer(directory, tiny.vocabulary(), tiny.MERGES, tiny.SPECIALS)
+    directory = hf_folders.from_gguf(llm, tmp_path / "directory")
+    hf_folders.write_tokenizer(directory, tiny.vocabulary(), tiny.MERGES, tiny.SPECIALS)
     config = choice.resolve(f"file:{directory}")
     assert (config.format, config.template, config.part.source) == ("hf", "chatml", f"file:{directory}")
 
