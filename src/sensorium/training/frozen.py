@@ -41,6 +41,13 @@ class Frozen:
     fingerprints: dict[str, str]
 
     @property
+    def backbone_name(self) -> str:
+        """What the language model's file or directory is called."""
+        part = self.composition.spec.backbone.part
+        source = part.source.partition(":")[2]
+        return Path(part.file or source).name or self.weights.name
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the encoder's cells."""
         layout = self.features.layout

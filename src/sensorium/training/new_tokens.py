@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sensorium.errors import UsageError
+from sensorium.errors import SensoriumError, UsageError
 from sensorium.prompt import Tokens
 
 NOISE = 0.02  # standard deviation of a fresh row around the mean row, in those of the table
@@ -79,10 +79,12 @@ class WithNewTokens:
     def __init__(self, tokenizer: Tokens, names: Sequence[str], first: int) -> None:
         self._tokenizer, self.names = tokenizer, {name: first + i for i, name in enumerate(names)}
         self.add_bos = getattr(tokenizer, "add_bos", False)
-        known = getattr(tokenizer, "is_name", lambda name: False)
-        taken = next((name for name in names if known(name)), None)
-        if taken is not None:
-            raise UsageError(f"tokens.names holds {taken!r}, which the backbone has already; choose another name.")
+        for name in names:
+            try:
+                tokenizer.special(name)
+            except SensoriumError:
+                continue
+            raise UsageError(f"tokens.names holds {name!r}, which the backbone has already; choose another name.")
 
     @property
     def bos_id(self) -> int | None:

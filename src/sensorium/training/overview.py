@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from sensorium.errors import SensoriumError
+from sensorium.training.backbone import part_of
+from sensorium.training.objectives.cross_entropy import CHUNK
 from sensorium.training.recipe import StageRecipe
 
 if TYPE_CHECKING:
@@ -57,16 +58,19 @@ def parts_table(frozen: Frozen, projector: nn.Module, llm: Backbone) -> str:
     """Every part with its parameters, frozen or trained, as lines of text."""
     declared = frozen.composition.spec.encoders["image"]
     size = f"{frozen.encoder.stat().st_size / 1e6:.1f} MB"
-    lora = sum(p.numel() for n, p in llm.named_parameters() if ".lora_" in n)
-    backbone = sum(p.numel() for p in llm.parameters()) - lora
-    dtype = str(llm.dtype).removeprefix("torch.")
-    named = frozen.composition.part("backbone")
-    shape = f"{Path(named.file or named.parsed.name).name}, {llm.shape.layers} layers of width {llm.shape.dim}"
+    parts: dict[str, list[nn.Parameter]] = {"backbone": [], "lora": [], "tokens": []}
+    for name, parameter in llm.named_parameters():
+        parts[part_of(name)].append(parameter)
+    sizes = {part: sum(p.numel() for p in held) for part, held in parts.items()}
+    how = {part: "trained" if any(p.requires_grad for p in held) else "frozen" for part, held in parts.items()}
+    dtype = str(parts["backbone"][0].dtype).removeprefix("torch.")
+    shape = f"{frozen.backbone_name}, {llm.shape.layers} layers of width {llm.shape.dim}"
     kind = type(projector).__name__.removeprefix("FSDP")
     rows: list[tuple[str, int | str, str, str, str]] = [
         ("encoders.image", "", "frozen", "", f"{declared.kind}, {size}, run by ONNX Runtime, features cached"),
-        ("backbone", backbone, "frozen", dtype, shape),
-        ("lora", lora, state(llm), "float32", "active only in conversations that hold media"),
+        ("backbone", sizes["backbone"], how["backbone"], dtype, shape),
+        ("lora", sizes["lora"], how["lora"], "float32", "active only in conversations that hold media"),
+        ("tokens", sizes["tokens"], how["tokens"], "float32", "new rows of the backbone's vocabulary"),
         ("projectors.image", trained(projector), "trained", "float32", kind),
         ("projectors.image", count(projector) - trained(projector), "frozen", "float32", kind),
     ]
@@ -76,10 +80,10 @@ def parts_table(frozen: Frozen, projector: nn.Module, llm: Backbone) -> str:
 def parts_lines(rows: Sequence[tuple[str, int | str, str, str, str]]) -> str:
     """Rows of (part, parameters, frozen or trained, dtype, what) as lines of text; a part of none is left out."""
     lines = [f"{'part':<18}{'parameters':>14}  {'state':<8} {'dtype':<9} what"]
-    for name, number, how, kept, what in rows:
+    for name, number, state, kept, what in rows:
         if number != 0:
             shown = f"{number:,}" if isinstance(number, int) else ""
-            lines.append(f"{name:<18}{shown:>14}  {how:<8} {kept:<9} {what}")
+            lines.append(f"{name:<18}{shown:>14}  {state:<8} {kept:<9} {what}")
     return "\n".join(lines)
 
 
@@ -93,23 +97,27 @@ def trained(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def state(module: nn.Module) -> str:
-    """ "trained" if anything of a module learns."""
-    return "trained" if trained(module) else "frozen"
-
-
 def memory(stage: StageRecipe, projector: nn.Module, llm: Backbone) -> float:
     """Bytes that all processes need at their peak, roughly: weights, gradients, optimizer, what backward keeps."""
     width = 2 if llm.dtype == torch.bfloat16 else 4
     weights = sum(p.numel() * p.element_size() for m in (projector, llm) for p in m.parameters())
-    learning = (trained(projector) + trained(llm)) * (4 + ADAM)
+    # weights in float32 that run in bf16 are cast for each product, and backward keeps the casts
+    weights += sum(width * p.numel() for n, p in llm.named_parameters() if casts(llm, n, p))
+    shared = stage.train.processes > 1 and stage.train.sharding == "none"  # then gradients are sent as one message
+    learning = (trained(projector) + trained(llm)) * (4 + ADAM + (4 if shared else 0))
     tokens = stage.train.rows / stage.train.processes * stage.train.row_tokens
     shape = llm.shape
     block = KEPT * shape.dim + 4 * shape.heads * stage.train.row_tokens  # the scores are kept in float32, too
     activations = tokens * shape.layers * block * width
-    logits = 0.4 * tokens * shape.vocab * 4 * 2  # targets are at most two fifths of the positions
+    targets = min(0.4 * tokens, CHUNK[llm.device.type])  # at most two fifths of the positions, so many at a time
+    logits = targets * shape.vocab * 4 * 3
     copies = 1 if stage.train.sharding == "full" else stage.train.processes
     return copies * (weights + learning) + stage.train.processes * (activations + logits + 0.6e9)
+
+
+def casts(llm: Backbone, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is cast to the dtype of the activations before it is used."""
+    return part_of(name) == "backbone" and parameter.ndim > 1 and parameter.dtype != llm.dtype
 
 
 def available() -> float:
@@ -130,9 +138,10 @@ def available() -> float:
 def duration(stage: StageRecipe, llm: Backbone) -> str:
     """How long a stage takes, from the speed of a matrix product here and now; no longer than it is allowed."""
     blocks = sum(p.numel() for n, p in llm.blocks.named_parameters() if ".lora_" not in n)
-    # forward and the backward pass to the activations; the frozen weights need no gradient of their own
-    flops = 4.0 * blocks * stage.train.rows * stage.train.row_tokens
-    flops += 4 * 0.4 * stage.train.rows * stage.train.row_tokens * llm.shape.dim * llm.shape.vocab
+    # forward, the backward pass to the activations, and a gradient of their own for weights that learn
+    learns = any(p.requires_grad and part_of(n) == "backbone" for n, p in llm.named_parameters())
+    flops = (6.0 if learns else 4.0) * blocks * stage.train.rows * stage.train.row_tokens
+    flops += (6 if learns else 4) * 0.4 * stage.train.rows * stage.train.row_tokens * llm.shape.dim * llm.shape.vocab
     minutes = flops * stage.train.steps / (speed(llm.dtype) * EFFICIENCY) / 60
     limit = stage.train.minutes
     shown = f"{minutes:.0f} min" if minutes >= 1 else "a minute at most"

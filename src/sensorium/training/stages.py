@@ -41,6 +41,7 @@ from sensorium.training.sharding import Sharded
 from sensorium.training.write import write_composition
 
 if TYPE_CHECKING:
+    from sensorium.training.data.formats.batches import Features, PackedBatches
     from sensorium.training.data.stream import SampleStream
 
 
@@ -104,7 +105,8 @@ def worker(
     held = ""
     with StopRequest() as stopping:
         for number in range(first, len(stages)):
-            stage, directory = stages[number], plan.directory(stages[number])
+            stage = with_steps(stages[number], plan, frozen, tokenizer)
+            directory = plan.directory(stage)
             directory.mkdir(parents=True, exist_ok=True)
             learn(projector, llm, plan.trains(stage))
             if shards:
@@ -229,12 +231,43 @@ def make_task(
     if store:
         stream = make_stream(rank, stage, plan, frozen, SceneStore(store, stage.data.scenes), tokenizer)
         return ComposeTask(projector, llm, stream, stage.train.learning_rate, stage.objective)
+    from sensorium.training.data.formats.task import PackedTask
+    from sensorium.training.features import CachedFeatures
+
+    features = CachedFeatures.of(frozen, stage.data.features)
+    packed = packed_batches(stage, plan, frozen, tokenizer, features, rank, stage.train.processes)
+    return PackedTask(projector, llm, packed, stage.train.learning_rate)
+
+
+def with_steps(stage: StageRecipe, plan: Recipe, frozen: Frozen, tokenizer: Tokens) -> StageRecipe:
+    """The stage with the number of its steps, where it counts epochs of its data.
+
+    Raises:
+        SensoriumError: a sample is broken, or the data do not make a single step.
+    """
+    if stage.train.epochs is None:
+        return stage
+
+    def unread(media: Any) -> Any:
+        raise AssertionError("counting opens no medium")
+
+    steps = packed_batches(stage, plan, frozen, tokenizer, unread, 0, 1).count()
+    if not steps:
+        raise SensoriumError(
+            f"The data of stage {stage.name} do not fill {stage.train.rows} rows of {stage.train.row_tokens} tokens; "
+            "lower train.rows."
+        )
+    return stage.model_copy(update={"train": stage.train.model_copy(update={"steps": steps})})
+
+
+def packed_batches(
+    stage: StageRecipe, plan: Recipe, frozen: Frozen, tokenizer: Tokens, features: Features, rank: int, world: int
+) -> PackedBatches:
+    """The batches that one of ``world`` processes makes of a stage's samples in files."""
     from sensorium.training.data.formats.batches import PackedBatches
     from sensorium.training.data.formats.encode import encode
     from sensorium.training.data.formats.readers import open_set
     from sensorium.training.data.formats.sample import Sample
-    from sensorium.training.data.formats.task import PackedTask
-    from sensorium.training.features import CachedFeatures
 
     data, train = stage.data, stage.train
     count = tokens_for(plan.projector.kind, plan.projector.options, frozen.features)
@@ -253,11 +286,10 @@ def make_task(
         template = frozen.composition.spec.backbone.template
         return encode(sample, tokenizer, count, template=template, limit=train.row_tokens)
 
-    packed = PackedBatches(
-        sets, lay_out, CachedFeatures.of(frozen, data.features), rows=train.rows, row_tokens=train.row_tokens,
-        rank=rank, world=train.processes, seed=train.seed, temperature=data.temperature,
+    return PackedBatches(
+        sets, lay_out, features, rows=train.rows, row_tokens=train.row_tokens, rank=rank, world=world,
+        seed=train.seed, temperature=data.temperature, epochs=train.epochs,
     )  # fmt: skip
-    return PackedTask(projector, llm, packed, train.learning_rate)
 
 
 def make_stream(

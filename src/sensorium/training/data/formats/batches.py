@@ -23,6 +23,10 @@ Features = Callable[[Sequence[MediaRef]], np.ndarray]
 """Media -> frozen features float32 [media, cells, dim]; of no media, an array [0, cells, dim]."""
 
 
+class GoneThrough(SensoriumError):
+    """There is no further sample."""
+
+
 class PackedBatches:
     """Batches for `task.PackedTask`.
 
@@ -108,6 +112,18 @@ class PackedBatches:
             lane.restore(position)
         self._step, self._states = int(state["step"]), {int(state["step"]): state}
 
+    def count(self, enough: int = 2**31) -> int:
+        """Steps that the ``epochs`` of the mixture make: until one of the rows has no further sample. That uses the
+        stream up; no medium is opened."""
+        steps = 0
+        while steps < enough:
+            try:
+                self._rows()
+            except GoneThrough:
+                break
+            steps += 1
+        return steps
+
     def _rows(self) -> list[list[Encoded]]:
         self._step += 1
         return [lane.row() for lane in self._lanes]
@@ -135,9 +151,7 @@ class _Lane:
         self._number += 1
         pool = [self._encode(sample) for _, sample in zip(range(self._pool), self._mixture)]
         if not pool:
-            raise SensoriumError(
-                "The data sets are gone through before the last step; allow fewer steps or more epochs."
-            )
+            raise GoneThrough("The data sets are gone through before the last step; allow fewer steps or more epochs.")
         packed = best_fit([sample.length for sample in pool], self._length)
         order = np.random.default_rng([self._seed, 0x9AC7, self._number]).permutation(len(packed))
         self._packed = [[pool[i] for i in packed[int(row)]] for row in order]
