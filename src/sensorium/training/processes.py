@@ -114,7 +114,8 @@ def run_ranks(work: Callable[..., None], ranks: int, arguments: Sequence[Any]) -
         raise
     finally:
         _end(processes, 0.0)
-    if not sentences.empty():
+    killed = first is not None and codes[first] < 0  # the others' sentences only say that somebody has gone
+    if not killed and not sentences.empty():
         raise SensoriumError(sentences.get())
     if INTERRUPTED in codes:
         raise KeyboardInterrupt
@@ -131,7 +132,8 @@ def _wait(processes: Sequence[BaseProcess]) -> tuple[list[int], int | None]:
     while running:
         wait([process.sentinel for process in running])
         running = [process for process in running if process.is_alive()]
-        first = next((i for i, process in enumerate(processes) if process not in running and process.exitcode), None)
+        failed = [i for i, process in enumerate(processes) if process not in running and process.exitcode]
+        first = min(failed, key=lambda i: processes[i].exitcode or 0, default=None)  # one that was killed, if any
         if first is not None:
             _end(running, 20.0)
             running = []
