@@ -59,15 +59,6 @@ class Sharded:
         fully_shard(llm, **given, ignored_params=outside)  # owns nothing, lets a block be gathered while another runs
         fully_shard(projector, **given)
 
-    def follow(self) -> None:
-        """Let the gathered parameters learn as those of the shards do; after a change of ``requires_grad``."""
-        for module in (*self.llm.blocks, self.projector):
-            learns = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
-            module.unshard()
-            for name, parameter in module.named_parameters():
-                parameter.requires_grad_(learns[name])
-            module.reshard()
-
     @contextlib.contextmanager
     def gathered(self, backbone: bool = False) -> Iterator[nn.Module]:
         """Inside, process 0 has in memory, whole, the LoRA and what else learns in the backbone, or all of the

@@ -109,8 +109,6 @@ def worker(
             directory = plan.directory(stage)
             directory.mkdir(parents=True, exist_ok=True)
             learn(projector, llm, plan.trains(stage))
-            if shards:
-                shards.follow()
             overviews[stage.name] = overview_of(plan, stage, frozen, projector, llm, number)
             if rank == 0:
                 say(overviews[stage.name])
