@@ -22,6 +22,9 @@ RUNTIME = {
 }  # fmt: skip
 MAY_TRAIN = {f"projectors/{kind.file}.py" for kind in KINDS.values()}
 MAY_SERVE = {f"backbones/torch_{part}.py" for part in ("engine", "runner", "cache", "lora")}  # the extra [torch]
+MAY_HEAR = {  # the extra [speech]
+    "media/sound.py": {"av"}, "encoders/whisper.py": {"ctranslate2"}, "tasks/transcribe.py": {"faster_whisper"},
+}  # fmt: skip
 MAY_DRAW = {"resvg_py", "fontTools", "matplotlib"}  # pictures of training packages
 MAY_READ = {"pyarrow"}  # tables of training data
 MAY_SPREAD = {"ray"}  # features and trainings on a cluster
@@ -94,6 +97,7 @@ def test_the_runtime_depends_on_its_dependencies_alone(path):
     allowed = RUNTIME | set(sys.stdlib_module_names) | {"sensorium"}
     if name(path) in MAY_SERVE:
         allowed = allowed | {"torch", "transformers"}
+    allowed = allowed | MAY_HEAR.get(name(path), set())
     if name(path).startswith("training/") or name(path) in MAY_TRAIN:
         allowed = allowed | TRAINING | MAY_DRAW | MAY_READ | MAY_SPREAD | MAY_LOG
     found = {module.partition(".")[0] for module, _ in imports(path)} - allowed

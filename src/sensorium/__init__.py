@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sensorium.answer import Answer, Stream
     from sensorium.composition import Composition
     from sensorium.errors import SensoriumError, UsageError
-    from sensorium.media import Image, load_image
+    from sensorium.media import Audio, Image, load_audio, load_image
     from sensorium.messages import Message
     from sensorium.model import Model, load
 
@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "Audio",
     "Composition",
     "Image",
     "Message",
@@ -30,12 +31,14 @@ __all__ = [
     "Stream",
     "UsageError",
     "load",
+    "load_audio",
     "load_image",
 ]
 
 # Imported on first use: `import sensorium` and `sensorium --help` stay fast.
 _HOMES = {
     "Answer": "sensorium.answer",
+    "Audio": "sensorium.media",
     "Composition": "sensorium.composition",
     "Image": "sensorium.media",
     "Message": "sensorium.messages",
@@ -44,6 +47,7 @@ _HOMES = {
     "Stream": "sensorium.answer",
     "UsageError": "sensorium.errors",
     "load": "sensorium.model",
+    "load_audio": "sensorium.media",
     "load_image": "sensorium.media",
 }
 

@@ -6,33 +6,45 @@ import os
 from typing import BinaryIO
 
 from sensorium.errors import SensoriumError
+from sensorium.media.audio import Audio, decode_audio, load_audio, stream_audio
 from sensorium.media.image import Image, decode_image, load_image
 from sensorium.media.kind import Kind, kind_of, sniff
 from sensorium.media.limits import DEFAULT, Limits
-from sensorium.media.reading import read_bytes
+from sensorium.media.reading import open_seekable, read_bytes
 
 
-def load(src: str | os.PathLike[str] | bytes | BinaryIO, limits: Limits = DEFAULT) -> Image:
-    """Read a file of any kind; its content decides what it is. (Images now; audio and video follow.)
+def load(src: str | os.PathLike[str] | bytes | BinaryIO, limits: Limits = DEFAULT) -> Image | Audio:
+    """Read a file of any kind; its content decides what it is. (Images and sound now; video follows.)
+
+    Sound comes at 16 kHz; see :func:`load_audio` for other rates, and for the sound of a video.
 
     Raises:
         SensoriumError: one sentence that says what is wrong with ``src`` and what to do.
     """
-    data, label = read_bytes(src, limits.max_bytes)
-    if kind_of(data) in ("audio", "video"):
-        raise SensoriumError(f"{label} is {kind_of(data)}, which this version does not take; give an image.")
-    return decode_image(data, limits, label=label)
+    with open_seekable(src, max(limits.max_bytes, limits.max_audio_bytes)) as (handle, label):
+        kind = kind_of(handle.read(1 << 16))
+        handle.seek(0)
+        if kind == "audio":
+            return decode_audio(handle, limits, label=label)
+        if kind == "video":
+            raise SensoriumError(f"{label} is video, which is not taken here; load_audio takes its sound.")
+        data, _ = read_bytes(handle, limits.max_bytes)
+        return decode_image(data, limits, label=label)
 
 
 __all__ = [
+    "Audio",
     "DEFAULT",
     "Image",
     "Kind",
     "Limits",
+    "decode_audio",
     "decode_image",
     "kind_of",
     "load",
+    "load_audio",
     "load_image",
     "read_bytes",
     "sniff",
+    "stream_audio",
 ]
