@@ -174,12 +174,14 @@ def make_heads(plan: ClipRecipe, base: TwoTower, material: Material) -> dict[Sid
     if shape.dim != dims[1]:
         raise UsageError(f"heads.start: concepts begins in the text tower's own space; set heads.dim={dims[1]}.")
     from sensorium.encoders.imagenet import class_names
+    from sensorium.training.clip_features import encode_texts
 
-    encode = base.text_encoder.get().encode_text
-    step = max(1, len(material.texts) // 5000)
-    sample = encode(material.texts[::step]) if material.vectors is None else material.vectors[::step]
+    sentences, step = base.text_encoder.get(), max(1, len(material.texts) // 5000)
+    # of the published tower, whether it learns or not
+    kept = material.vectors
+    sample = encode_texts(material.texts[::step], sentences) if kept is None else kept[::step]
     common = _unit(np.asarray(sample, np.float32)).mean(axis=0)
-    meanings = _unit(encode([f"a photo of a {name}" for name in class_names()])) - common
+    meanings = _unit(sentences.encode_text([f"a photo of a {name}" for name in class_names()])) - common
     directions = tuple(torch.from_numpy(np.array(value, np.float32)) for value in encoder.class_directions())
     image = ImageHead(dims[0], shape.dim, shape.image, (directions[0], directions[1]), torch.from_numpy(meanings))
     return {"image": image, "text": TextHead(dims[1], shape.dim, shape.text, torch.from_numpy(common))}
