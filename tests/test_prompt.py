@@ -130,7 +130,7 @@ def test_a_sample_without_an_answer_is_refused(tokenizer):
 
 
 def test_unknown_template_and_empty_conversation_are_refused(tokenizer):
-    with pytest.raises(UsageError, match="known templates: chatml"):
+    with pytest.raises(UsageError, match="known templates: chatml, gemma, plain"):
         render([Message("user", "q")], tokenizer, template="vicuna")
     with pytest.raises(UsageError, match="empty"):
         render([], tokenizer)

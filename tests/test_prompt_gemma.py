@@ -1,4 +1,5 @@
-"""Gemma 3's turns: what its own chat template lays out, character by character, and where special tokens stand."""
+"""Gemma 3's turns as its own chat template lays them out, character by character, and plain turns for models that were
+never tuned to any."""
 
 from __future__ import annotations
 
@@ -6,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from sensorium.errors import SensoriumError
 from sensorium.messages import Message, Slot
 from sensorium.prompt import IGNORE, render
 
 TEMPLATE = Path(__file__).parent / "data" / "gemma3_chat_template.jinja"  # from its tokenizer_config.json
-SPECIALS = {"<bos>": 0x110000, "<start_of_turn>": 0x110001, "<end_of_turn>": 0x110002}
+SPECIALS = {"<bos>": 0x110000, "<start_of_turn>": 0x110001, "<end_of_turn>": 0x110002, "<eos>": 0x110003}
 NASTY = [
     "Hi",
     "  white\tspace around \n\n",
@@ -26,7 +28,7 @@ NASTY = [
 class Characters:
     """One token a character, so that a layout reads back as the text it came from."""
 
-    add_bos, bos_id = True, SPECIALS["<bos>"]
+    add_bos, bos_id, eos_id = True, SPECIALS["<bos>"], SPECIALS["<eos>"]
 
     def encode(self, text):
         return [ord(character) for character in text]
@@ -90,3 +92,19 @@ def test_system_messages_later_on_join_the_next_turn_of_the_user():
     talk = [Message("user", "a"), Message("system", "s"), Message("assistant", "b"), Message("user", "c")]
     assert "model\nb<end_of_turn>\n<start_of_turn>user\ns\n\nc<end_of_turn>" in shown(gemma(talk))
     assert shown(gemma([Message("system", "s")])).startswith("<bos><start_of_turn>user\ns\n\n<end_of_turn>")
+
+
+def test_plain_turns_have_no_markers_and_end_answers_as_texts_end():
+    talk = [Message("system", "s"), Message("user", [Slot(), "q "]), Message("assistant", "a")]
+    assert shown(render(talk[:2], Characters(), 2, template="plain")) == "<bos>Question:\ns\n\n[0]\nq\nAnswer:\n"
+    trained = render(talk, Characters(), 2, template="plain", generate=False)
+    assert shown(trained) == "<bos>Question:\ns\n\n[0]\nq\nAnswer:\na<eos>\n"
+    assert [label for label in trained.labels() if label != IGNORE] == [ord("a"), SPECIALS["<eos>"]]
+
+
+def test_plain_turns_need_a_token_that_ends_texts():
+    class Endless(Characters):
+        eos_id = None
+
+    with pytest.raises(SensoriumError, match="no token that ends a text"):
+        render([Message("user", "q"), Message("assistant", "a")], Endless(), template="plain", generate=False)

@@ -267,7 +267,7 @@ class Model:
         """
         prepared = self.prepare(messages, blind=blind)
         tokenizer = self.parts.tokenizer.get()
-        end = tokenizer.special(TEMPLATES[self.composition.spec.backbone.template].end)
+        end = TEMPLATES[self.composition.spec.backbone.template].end_id(tokenizer)
         ids = [[*tokenizer.encode(choice), end] for choice in choices]
         return Scores(prepared.engine.score(prepared.segments, ids), np.array([len(i) for i in ids]))
 

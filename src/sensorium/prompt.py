@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from sensorium.errors import UsageError
+from sensorium.errors import SensoriumError, UsageError
 from sensorium.messages import Message, Slot, parse_messages
 
 __all__ = [
@@ -112,10 +112,11 @@ class Template:
     """A chat template that encloses each turn: `<start>role\\ncontent<end>\\n`.
 
     Attributes:
-        start, end: names of the special tokens around a turn.
+        start, end: names of the special tokens around a turn; "" for none. Then the token that ends a text stands
+            behind answers.
         default_system: the system prompt that text-only conversations without one get; conversations with media get
             none (a shorter prefill, and the projectors are trained so).
-        assistant: what the template calls that role.
+        user, assistant: what the template calls these roles.
         system_turn: whether a system message is a turn; else it stands at the beginning of the user's next turn.
         trims: whether the white space around a message goes.
     """
@@ -123,9 +124,23 @@ class Template:
     start: str
     end: str
     default_system: str | None
+    user: str = "user"
     assistant: str = "assistant"
     system_turn: bool = True
     trims: bool = False
+
+    def named(self, role: str) -> str:
+        """What the template calls a role."""
+        return {"user": self.user, "assistant": self.assistant}.get(role, role)
+
+    def end_id(self, tokenizer: Tokens) -> int:
+        """The token that ends an answer. Raises SensoriumError when the tokenizer has none."""
+        if self.end:
+            return tokenizer.special(self.end)
+        token = getattr(tokenizer, "eos_id", None)
+        if token is None:
+            raise SensoriumError("The tokenizer has no token that ends a text; choose another chat template.")
+        return int(token)
 
     def turns(self, messages: Sequence[Message], has_media: bool) -> list[tuple[Message, str, str]]:
         """Each turn with what stands before its own text, and that text."""
@@ -152,6 +167,8 @@ TEMPLATES = {
     ),
     # Gemma 3's own template (tests/data/gemma3_chat_template.jinja).
     "gemma": Template("<start_of_turn>", "<end_of_turn>", None, assistant="model", system_turn=False, trims=True),
+    # For pre-trained models, which know no turns: Gemma 3 270M gives <end_of_turn> a probability of e^-37.
+    "plain": Template("", "", None, user="Question:", assistant="Answer:", system_turn=False, trims=True),
 }
 
 
@@ -189,13 +206,14 @@ def render(
     for turn, before, text in form.turns(messages, any(message.media for message in messages)):
         answer = turn.role == "assistant"
         layout.special(turn.role, form.start)
-        layout.text(turn.role, (form.assistant if answer else turn.role) + "\n")
+        layout.text(turn.role, form.named(turn.role) + "\n")
         layout.text(turn.role, before)
         for medium in turn.media:
             layout.medium(turn.role, medium)
             layout.text(turn.role, "\n")
         layout.text(turn.role, text, target=answer)
-        layout.special(turn.role, form.end, target=answer)
+        if answer or form.end:
+            layout.token(turn.role, form.end_id(tokenizer), target=answer)
         layout.text(turn.role, "\n")
     if generate:
         layout.special("assistant", form.start)
@@ -219,8 +237,9 @@ class _Layout:
             self._flush()
         self._text, self._role, self._target = self._text + text, role, target
 
-    def special(self, role: str, name: str, target: bool = False) -> None:
-        self.token(role, self._tokenizer.special(name), target)
+    def special(self, role: str, name: str) -> None:
+        if name:
+            self.token(role, self._tokenizer.special(name))
 
     def token(self, role: str, token: int, target: bool = False) -> None:
         self._flush()

@@ -68,7 +68,7 @@ def resolve(text: str, *, progress: bool = True) -> BackboneConfig:
     """What a composition declares about the language model that `text` names, digest and chat template included.
 
     A model of the table costs nothing. Of any other the file is fetched and opened: its digest is the one that was
-    measured, and its chat template the one that it was tuned with or has the markers of.
+    measured, and its chat template the one that it was tuned with.
 
     Raises:
         UsageError: the text names no language model.
@@ -99,19 +99,14 @@ def resolve(text: str, *, progress: bool = True) -> BackboneConfig:
 
 
 def template_of(source: WeightSource) -> str:
-    """The chat template of a model, a key of `prompt.TEMPLATES`.
-
-    A pre-trained model names none; then the one whose markers its vocabulary holds.
+    """The chat template that a model was tuned with, a key of `prompt.TEMPLATES`; "plain" for one that names none.
 
     Raises:
-        SensoriumError: it was tuned with another, or has the markers of none.
+        SensoriumError: it was tuned with one that is not known here.
     """
     kind = template_kind(source.metadata.get("tokenizer.chat_template"))
+    if kind == "none":
+        return "plain"
     if kind in TEMPLATES:
         return kind
-    vocabulary = set(source.metadata.get("tokenizer.ggml.tokens") or ()) if kind == "none" else set()
-    fitting = [name for name, form in TEMPLATES.items() if {form.start, form.end} <= vocabulary]
-    if fitting:
-        return fitting[0]
-    told = "has the markers of no known chat template" if kind == "none" else f"was tuned with the template {kind!r}"
-    raise SensoriumError(f"{source.label} {told}; known templates: {', '.join(TEMPLATES)}.")
+    raise SensoriumError(f"{source.label} was tuned with the template {kind!r}; known are {', '.join(TEMPLATES)}.")

@@ -32,7 +32,8 @@ class Tokenizer:
     """Text <-> token ids of one model; safe to share between threads.
 
     `vocab_size` counts all tokens; `eos_ids` are those after which the model is done. `add_bos` tells whether the model
-    was trained with `bos_id` before every text: the prompt builder adds it, `encode` never does.
+    was trained with `bos_id` before every text: the prompt builder adds it, `encode` never does. `eos_id` is the one of
+    `eos_ids` that the file calls so.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Tokenizer:
         eos_ids: frozenset[int] = frozenset(),
         bos_id: int | None = None,
         add_bos: bool = False,
+        eos_id: int | None = None,
     ) -> None:
         self.vocab_size = len(vocabulary.tokens)
-        self.eos_ids, self.bos_id, self.add_bos = eos_ids, bos_id, add_bos
+        self.eos_ids, self.bos_id, self.add_bos, self.eos_id = eos_ids, bos_id, add_bos, eos_id
         self._special, self._special_ids = vocabulary.special, frozenset(vocabulary.special.values())
         self._algorithm = algorithm
 
@@ -56,7 +58,8 @@ class Tokenizer:
         bos = token_id(gguf, "bos", size)
         # Llama 2 files may leave this out and mean yes; BPE files may leave it out and mean no (llama-vocab.cpp).
         add_bos = gguf.metadata.get("tokenizer.ggml.add_bos_token", gguf.metadata.get(_MODEL) == "llama")
-        return cls(vocabulary, _algorithm(gguf, vocabulary), end_ids(gguf, size), bos, add_bos is True)
+        eos = token_id(gguf, "eos", size)
+        return cls(vocabulary, _algorithm(gguf, vocabulary), end_ids(gguf, size), bos, add_bos is True, eos)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` alone: no special token, no beginning-of-text token. Lone surrogates become U+FFFD."""

@@ -91,6 +91,11 @@ class WithNewTokens:
         """The backbone's."""
         return self._tokenizer.bos_id
 
+    @property
+    def eos_id(self) -> int | None:
+        """The backbone's."""
+        return getattr(self._tokenizer, "eos_id", None)
+
     def encode(self, text: str) -> list[int]:
         """Plain text alone."""
         return self._tokenizer.encode(text)
