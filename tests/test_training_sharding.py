@@ -97,15 +97,6 @@ def _with(rank, file, output, how, options):
     return run(rank, file, output, how, **options)
 
 
-def test_a_divided_run_is_resumed_bit_for_bit(file, tmp_path):
-    (whole, _) = tiny_ranks.together(run, file, tmp_path / "whole", "full")
-    tiny_ranks.together(_with, file, tmp_path / "parts", "full", {"stop": 5})
-    (parts, _) = tiny_ranks.together(_with, file, tmp_path / "parts", "full", {"resume": True})
-    assert parts["losses"] == whole["losses"] and len(parts["losses"]) == 8
-    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
 def _stages(rank, file):
     """Gradients in a stage that trains the projector alone, and in one that trains the LoRA alone."""
     projector, llm, tokenizer = build(file)

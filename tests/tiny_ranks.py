@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "sensorium.training.stages", "sensorium.cli", "tiny", "tiny_training"])
+# what a run imports on its way; one that is missing is passed over
+HEAVY = ["torch", "torch.distributed.fsdp", "torch.onnx", "onnx", "onnxruntime", "matplotlib.figure"]
+CONTEXT.set_forkserver_preload([*HEAVY, "sensorium.training.stages", "sensorium.cli", "tiny", "tiny_training"])
 
 
 def free_port() -> int:
