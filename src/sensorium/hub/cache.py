@@ -51,6 +51,24 @@ def fetch(part: Part, *, progress: bool = True) -> Path:
     return path
 
 
+def fetch_together(parts: Sequence[Part], along: Sequence[Part] = (), *, progress: bool = True) -> list[Path]:
+    """Files of one archive, which is downloaded once at most; otherwise as :func:`fetch` of each.
+
+    Those of ``along`` are taken out too where the archive has to be opened anyway.
+    """
+    if len({(part.source, part.sha256) for part in (*parts, *along)}) > 1:
+        raise ValueError("the files must be of one archive")
+    paths = [_recorded(part) or _reverified(part) for part in parts]
+    if None in paths:
+        from sensorium.hub.obtain import obtained
+
+        with file_lock(home() / "locks" / _short(parts[0])), obtained(parts[0], progress=progress) as archive:
+            for part in (*parts, *along):
+                if _recorded(part) is None:
+                    _take_out(part, archive)
+    return [fetch(part, progress=progress) for part in parts]
+
+
 def fetch_tree(part: Part, patterns: Sequence[str], *, progress: bool = True, keep_archive: bool = True) -> Path:
     """A directory with every file of the archive that matches one of ``patterns``, under its path in the archive.
 
@@ -187,9 +205,18 @@ def _install(part: Part, progress: bool, inside: Path | None = None) -> Path:
                 while chunk := stream.read(1 << 20):
                     out.write(chunk)
         else:
-            directory = home() / "parts" / _short(part)
-            found = extract_one(archive, part.file, directory, label=part.parsed.label)
-            path, digest = found.path, found.sha256
+            return _take_out(part, archive)
+    return _kept(part, path, digest)
+
+
+def _take_out(part: Part, archive: Path) -> Path:
+    from sensorium.hub.archives import extract_one
+
+    found = extract_one(archive, part.file, home() / "parts" / _short(part), label=part.parsed.label)
+    return _kept(part, found.path, found.sha256)
+
+
+def _kept(part: Part, path: Path, digest: str) -> Path:
     if part.file_sha256 and digest != part.file_sha256:
         if path.is_relative_to(home()):
             path.unlink(missing_ok=True)
