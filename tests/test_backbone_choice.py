@@ -17,6 +17,8 @@ from hub_server import File, make_wheel, sha256
 from sensorium import hub
 from sensorium.backbones import choice
 from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.hf_folder import HFFolder
+from sensorium.backbones.tokenizer import Tokenizer
 from sensorium.composition import Composition
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.prompt import TEMPLATES
@@ -55,6 +57,9 @@ def test_a_hugging_face_directory_is_taken_as_it_is(tmp_path, llm):
     hf_folders.write_tokenizer(directory, tiny.vocabulary(), tiny.MERGES, tiny.SPECIALS)
     config = choice.resolve(f"file:{directory}")
     assert (config.format, config.template, config.part.source) == ("hf", "chatml", f"file:{directory}")
+    with HFFolder(directory) as folder:
+        tokenizer = Tokenizer.from_gguf(folder)
+    assert tokenizer.eos_id in tokenizer.eos_ids
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ class Tokenizer:
         bos = token_id(gguf, "bos", size)
         # Llama 2 files may leave this out and mean yes; BPE files may leave it out and mean no (llama-vocab.cpp).
         add_bos = gguf.metadata.get("tokenizer.ggml.add_bos_token", gguf.metadata.get(_MODEL) == "llama")
-        eos = token_id(gguf, "eos", size)
+        named = (token_id(gguf, "eos", size), *gguf.metadata.get("tokenizer.ggml.eos_token_ids", ()))
+        eos = next((token for token in named if token is not None), None)
         return cls(vocabulary, _algorithm(gguf, vocabulary), end_ids(gguf, size), bos, add_bos is True, eos)
 
     def encode(self, text: str) -> list[int]:
