@@ -229,15 +229,17 @@ def test_a_run_of_all_parts_is_resumed_to_the_same_end(material, tmp_path, capfd
     (tmp_path / "b").mkdir()
     stages = [{"name": "tokens", "trains": ["projector", "tokens"], "train": {"steps": 3}}, *EVERYTHING]
     one, two = (recipe(material, "gguf", tmp_path / name, stages=stages) for name in "ab")
-    assert train(one, "--set", "train.steps=6", capfd=capfd)[0] == 0
-    assert train(two, "--set", "train.steps=4", capfd=capfd)[0] == 0
+    level = ("--set", "train.schedule=constant")  # or the rate would depend on where a run is meant to end
+    assert train(one, "--set", "train.steps=6", *level, capfd=capfd)[0] == 0
+    assert train(two, "--set", "train.steps=4", *level, capfd=capfd)[0] == 0
     (tmp_path / "b" / "out" / "all" / "done.json").unlink()
-    code, err = train(two, "--set", "train.steps=6", "--resume", tmp_path / "b" / "out", capfd=capfd)
+    code, err = train(two, "--set", "train.steps=6", *level, "--resume", tmp_path / "b" / "out", capfd=capfd)
     assert code == 0, err
     assert checkpoint.trained(tmp_path / "a" / "out" / "tokens").keys() >= {"tokens.new_tokens.embeddings"}
     assert not any(n.startswith("backbone.") for n in checkpoint.trained(tmp_path / "a" / "out" / "tokens"))
     states = [checkpoint.trained(tmp_path / name / "out" / "all") for name in "ab"]
     assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_a_lora_on_a_directory_is_merged_by_the_runtime(material, tmp_path, capfd):
@@ -337,3 +339,41 @@ def test_data_too_small_for_a_step_are_said(material, tmp_path, capfd):
     sets = ("--set", "train.steps=null", "--set", "train.epochs=2", "--set", "train.rows=32")
     code, err = train(path, *sets, capfd=capfd)
     assert code == 1 and "lower train.rows" in err, err
+
+
+# Cost and choice ------------------------------------------------------------------------------------------------------
+
+
+def test_memory_counts_what_learns(material):
+    """Weights, gradient and two moments in float32; in bf16 a cast of each matrix as well."""
+    from types import SimpleNamespace
+
+    from sensorium.training.overview import memory
+    from sensorium.training.recipe import TrainRecipe
+
+    train = TrainRecipe.model_validate({"steps": 1, "rows": 2, "learning_rate": {"projector": 0.1}})
+    stage, projector = SimpleNamespace(train=train), torch.nn.Linear(2, 2)
+    for parameter in projector.parameters():
+        parameter.requires_grad_(False)
+    llm, _ = llama(material)
+    weights = sum(p.numel() for p in llm.parameters())
+    still = memory(stage, projector, llm)
+    for parameter in llm.parameters():
+        parameter.requires_grad_(True)
+    assert memory(stage, projector, llm) - still == 12 * weights
+    with GGUF(material[0]["gguf"] / "llm.gguf") as gguf:
+        coarse = load_llama(gguf, spec_from_gguf(gguf), None, torch.bfloat16)
+        master = load_llama(gguf, spec_from_gguf(gguf), None, torch.bfloat16, master=True)
+    matrices = sum(p.numel() for p in master.parameters() if p.ndim > 1)
+    assert memory(stage, projector, master) - memory(stage, projector, coarse) == (4 - 2 + 2) * matrices
+
+
+def test_set_puts_a_directory_in_the_place_of_the_backbone(material, tmp_path, capfd):
+    path = recipe(material, "gguf", tmp_path, stages=None, tokens=None)
+    folder = material[0]["hf"] / "llm"
+    code, err = train(path, "--set", f"backbone=file:{folder}", "--set", "train.steps=2", capfd=capfd)
+    assert code == 0, err
+    output = tmp_path / "out" / "composition"
+    declared = yaml.safe_load((output / "composition.yaml").read_text())["backbone"]
+    assert (declared["format"], declared["part"]["source"]) == ("hf", f"file:{folder}")
+    assert run(["ask", "Hello", "--model", str(output), "--max-tokens", "2"]) == 0

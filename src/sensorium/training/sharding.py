@@ -64,9 +64,9 @@ class Sharded:
         """Inside, process 0 has in memory, whole, the LoRA and what else learns in the backbone, or all of the
         ``backbone``; the projector is what it yields. All processes must come here."""
         kept = []
-        for module in self.llm.modules():
+        for path, module in self.llm.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
-                wanted = backbone or parameter.requires_grad or name.startswith("lora_")
+                wanted = backbone or parameter.requires_grad or ".lora_" in f"{path}.{name}"
                 if isinstance(parameter, DTensor) and wanted:
                     kept.append((module, name, parameter))
         values = {name: whole(value).cpu() for name, value in self.projector.state_dict().items()}
