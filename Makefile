@@ -31,7 +31,7 @@ $(TEST_VENV)/.ready: pyproject.toml
 	@test -x $(TEST_VENV)/bin/python || $(PYTHON) -m venv $(TEST_VENV)
 	@echo "Installing the test environment into $(TEST_VENV) ..."
 	@$(TEST_VENV)/bin/pip install -q "$(TORCH)"
-	@$(TEST_VENV)/bin/pip install -q -e ".[train,data,ray,speech,dev]"
+	@$(TEST_VENV)/bin/pip install -q -e ".[train,hf,data,ray,scale,speech,dev]"
 	@touch $@
 
 lint:
