@@ -46,7 +46,7 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 # Files that commands write, so that no checkout holds them; named in the pages as what they are.
 WRITTEN = {
-    "composition.yaml", "manifest.json", "image.onnx", "image.safetensors", "lora.safetensors", "composition/",
+    "composition.yaml", "manifest.json", "image.onnx", "image.safetensors", "lora.safetensors", "tokens.safetensors", "composition/",
     "recipe.yaml", "catalogue.jsonl", "log.jsonl", "checkpoint.safetensors", "results/image.json", "results/image.md",
 }  # fmt: skip
 # What a reader writes while following a page, and the file names of examples.
