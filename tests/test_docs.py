@@ -46,8 +46,9 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 # Files that commands write, so that no checkout holds them; named in the pages as what they are.
 WRITTEN = {
-    "composition.yaml", "manifest.json", "image.onnx", "image.safetensors", "lora.safetensors", "tokens.safetensors", "composition/",
-    "recipe.yaml", "catalogue.jsonl", "log.jsonl", "checkpoint.safetensors", "results/image.json", "results/image.md",
+    "composition.yaml", "manifest.json", "image.onnx", "image.safetensors", "lora.safetensors", "composition/",
+    "tokens.safetensors", "recipe.yaml", "catalogue.jsonl", "log.jsonl", "checkpoint.safetensors", "results/image.json",
+    "results/image.md",
 }  # fmt: skip
 # What a reader writes while following a page, and the file names of examples.
 EXAMPLES = {"apple.jpg", "box.jpg", "llm.gguf", "palette.npy", "a.jpg", "a.txt", "photo.jpg",
