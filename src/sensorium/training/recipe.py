@@ -263,7 +263,8 @@ class Recipe(_Strict):
             try:
                 check(text)
             except UsageError as error:
-                raise ValueError(str(error).removesuffix(".")) from None
+                reason = str(error).removeprefix(f"the backbone {text[:200]!r}").removesuffix(".")
+                raise ValueError(f"it{reason}") from None
         return text
 
     @field_validator("stages")
