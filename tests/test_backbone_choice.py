@@ -81,7 +81,7 @@ def test_a_model_is_talked_to_as_it_was_tuned_and_plainly_where_it_was_not(tmp_p
     [
         ("gemma", "known backbones: smollm2-135m, gemma3-270m; others are given as file:PATH of a"),
         ("pypi:x==1", "known backbones"),
-        ("file:nowhere.gguf", r"'file:nowhere\.gguf' does not exist"),
+        ("file:nowhere.gguf", "does not exist; give a .gguf file"),
         ("pypi:x#y.gguf", "does not name one pypi part exactly"),
         ("hf:../x@main#y.gguf", "exactly"),
         ("hf:some/llm@main", "give the commit"),
