@@ -148,7 +148,7 @@ def test_tensorboard_holds_each_step_once_after_a_resumption(tmp_path):
             opened.write(line(step, loss, scale=7.0))
         opened.close()
     seen = scalars(tmp_path / "tensorboard")
-    assert seen["loss"] == {0: 1.0, 1: 1.0, 2: 1.0, **{step: 2.0 for step in range(3, 8)}}
+    assert seen["loss"] == {0: 1.0, 1: 1.0, 2: 1.0, **dict.fromkeys(range(3, 8), 2.0)}
     assert set(seen) == {"loss", "gradient_norm", "tokens_per_s", "minutes", "rate", "scale"}
 
 
