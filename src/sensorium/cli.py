@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sensorium import cli_data, console
+from sensorium import cli_data, cli_speak, cli_speech, console
 from sensorium.errors import SensoriumError, UsageError, install
 
 if TYPE_CHECKING:
@@ -55,10 +55,14 @@ def ask(
     temperature: Temperature = 0.0,
     seed: Seed = None,
     show: Show = False,
+    speak: cli_speak.Speak = None,
+    cascade: cli_speak.CascadeOption = False,
     ignore_end: Annotated[bool, typer.Option("--ignore-end", hidden=True, help="Go on to --max-tokens.")] = False,
 ) -> None:
     """Answer a question, about pictures if there are any."""
     from sensorium.tasks.ask import question
+
+    cli_speak.check(speak, cascade)
 
     options = _sampling(max_tokens, temperature, seed)
     if ignore_end:  # for benchmarks, which compare equal numbers of tokens
@@ -69,12 +73,13 @@ def ask(
     pictures = [_picture(source) for source in attach]
     messages = question(text, pictures)
     composed.load()
-    if as_json:
-        console.write_json(composed.chat(messages, **options).to_dict())
-        return
-    if show:
-        console.show(pictures)
-    console.write_stream(composed.chat(messages, stream=True, **options))
+    with cli_speak.speaking(composed, speak, cascade) as speaker:
+        if as_json:
+            console.write_json(composed.chat(messages, speaker=speaker, **options).to_dict())
+            return
+        if show:
+            console.show(pictures)
+        console.write_stream(composed.chat(messages, stream=True, speaker=speaker, **options))
 
 
 @app.command()
@@ -222,8 +227,11 @@ def train(
     """Train the projectors that a recipe describes. Needs the extra "train": pip install -e ".[train]"."""
     from sensorium.config import kind_of_recipe
 
-    if kind_of_recipe(recipe) == "clip":
+    kind = kind_of_recipe(recipe)
+    if kind == "clip":
         trained = _training("sensorium.training.clip_run", "train_clip", said="train")(recipe, set_, resume)
+    elif kind == "speak":
+        trained = _training("sensorium.training.speak_run", "train_speak", said="train")(recipe, set_, resume)
     else:
         trained = _training("sensorium.training.run", "train")(recipe, overrides=set_, resume=resume)
     console.write(f"{trained}\n")
@@ -303,6 +311,8 @@ def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...",
             raise SensoriumError(f"The benchmark {name} failed; its output above says why.")
 
 
+cli_speech.register(app)
+cli_speak.register(app)
 app.add_typer(cli_data.app, name="data", short_help="Check training data, and describe it.")
 
 
