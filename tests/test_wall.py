@@ -12,6 +12,7 @@ import pytest
 from PIL import Image as Pillow
 
 import tiny
+from sensorium.projectors import output
 from sensorium.projectors.spec import KINDS
 
 SOURCE = Path(__file__).parents[1] / "src" / "sensorium"
@@ -20,10 +21,11 @@ RUNTIME = {
     "numpy", "onnxruntime", "onnx", "tokenizers", "safetensors", "PIL", "pydantic", "pydantic_core", "yaml", "httpx",
     "rich", "typer", "click", "certifi",
 }  # fmt: skip
-MAY_TRAIN = {f"projectors/{kind.file}.py" for kind in KINDS.values()}
+MAY_TRAIN = {f"projectors/{kind.file}.py" for kind in [*KINDS.values(), *output.KINDS.values()]}
 MAY_SERVE = {f"backbones/torch_{part}.py" for part in ("engine", "runner", "cache", "lora")}  # the extra [torch]
 MAY_HEAR = {  # the extra [speech]
     "media/sound.py": {"av"}, "encoders/whisper.py": {"ctranslate2"}, "tasks/transcribe.py": {"faster_whisper"},
+    "generators/hibari.py": {"hibari"},
 }  # fmt: skip
 MAY_DRAW = {"resvg_py", "fontTools", "matplotlib"}  # pictures of training packages
 MAY_READ = {"pyarrow"}  # tables of training data

@@ -13,11 +13,12 @@ import copy
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from sensorium import config, hub
 from sensorium.errors import SensoriumError, UsageError
@@ -38,6 +39,19 @@ HF_FILES = (
 """What of a Hugging Face repository is fetched."""
 Modality = Literal["image"]
 """What a composition can take in besides text."""
+Spoken = Literal["speech"]
+"""What a composition can give besides text."""
+
+
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("a name stands there twice; give each token a name of its own")
+    return names
+
+
+TokenName = Annotated[str, Field(min_length=2, max_length=64, pattern=r"^[!-~]+$")]
+TokenNames = Annotated[tuple[TokenName, ...], Field(min_length=1, max_length=4096), AfterValidator(_different)]
+"""How new tokens may be called, here and in recipes."""
 
 
 class _Strict(BaseModel):
@@ -151,6 +165,37 @@ class LoraConfig(_Strict):
     _paths = field_validator("weights")(inside)
 
 
+class NewTokensConfig(_Strict):
+    """Trained rows of tokens that the backbone does not have: `embeddings` [n, dim] as its table has them, and `head`
+    [n, dim] where its head is no table; the first has the id behind its vocabulary."""
+
+    weights: str
+    names: TokenNames
+
+    _paths = field_validator("weights")(inside)
+
+
+class GeneratorConfig(_Strict):
+    """A frozen generator: a kind of `sensorium.generators`, its file where it is no Python package, and its options."""
+
+    kind: str
+    part: PartConfig | None = None
+    options: dict[str, Any] = {}
+
+
+class OutputProjectorConfig(_Strict):
+    """A trained output projector: a kind of `projectors.output`, the generator whose units it gives, its weights and
+    their ONNX twin."""
+
+    kind: str
+    generator: str
+    weights: str
+    onnx: str
+    options: dict[str, Any] = {}
+
+    _paths = field_validator("weights", "onnx")(inside)
+
+
 class CompositionSpec(_Strict):
     """`composition.yaml`, validated. `licence` is that of the trained parts."""
 
@@ -161,6 +206,9 @@ class CompositionSpec(_Strict):
     encoders: dict[Modality, EncoderConfig] = {}
     projectors: dict[Modality, ProjectorConfig] = {}
     lora: LoraConfig | None = None
+    new_tokens: NewTokensConfig | None = None
+    generators: dict[Spoken, GeneratorConfig] = {}
+    output_projectors: dict[Spoken, OutputProjectorConfig] = {}
 
 
 class Manifest(BaseModel):
@@ -213,6 +261,13 @@ class Composition:
                     f"{self.where('projectors', name, 'encoder')}: the projector {name!r} reads the encoder "
                     f"{projector.encoder!r}, "
                     f"which is not declared; declared encoders: {known}."
+                )
+        for spoken, output in self.spec.output_projectors.items():
+            if output.generator not in self.spec.generators:
+                known = ", ".join(self.spec.generators) or "none"
+                raise UsageError(
+                    f"{self.where('output_projectors', spoken, 'generator')}: the output projector {spoken!r} speaks "
+                    f"to the generator {output.generator!r}, which is not declared; declared generators: {known}."
                 )
         self.manifest = self._read_manifest()
 
@@ -303,17 +358,23 @@ class Composition:
 
     @cached_property
     def trained_files(self) -> list[str]:
-        """Names of the trained files: projectors, their ONNX twins (which may map weights from them), the LoRA."""
+        """Names of the trained files: projectors, their ONNX twins (which may map weights from them), LoRA, tokens."""
         names = [name for projector in self.spec.projectors.values() for name in (projector.onnx, projector.weights)]
-        return names + ([self.spec.lora.weights] if self.spec.lora else [])
+        return names + [part.weights for part in (self.spec.lora, self.spec.new_tokens) if part]
 
-    def check_files(self) -> None:
-        """Compare the sha256 of every trained file with the manifest.
+    @cached_property
+    def output_files(self) -> list[str]:
+        """Names of the files of output projectors, which are checked when they are first used."""
+        return [name for output in self.spec.output_projectors.values() for name in (output.onnx, output.weights)]
+
+    def check_files(self, names: Sequence[str] | None = None) -> None:
+        """Compare the sha256 of trained files (by default `trained_files`) with the manifest.
 
         Raises:
             SensoriumError: a file or the manifest is missing, or a file is not listed or has another digest.
         """
-        if not self.trained_files:
+        names = self.trained_files if names is None else names
+        if not names:
             return
         if self.manifest is None:
             raise SensoriumError(
@@ -321,7 +382,7 @@ class Composition:
                 "train or fetch the composition again."
             )
         listed = self.manifest.files
-        for name in self.trained_files:
+        for name in names:
             path = self.file(name)
             if name not in listed:
                 raise SensoriumError(

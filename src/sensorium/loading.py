@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sensorium.backbones.torch_engine import TorchModel
     from sensorium.encoders.base import Encoder, FeatureSpec
     from sensorium.projectors.runtime import Projector
+    from sensorium.projectors.units import UnitProjector
 
 T = TypeVar("T")
 
@@ -104,6 +105,8 @@ class Parts:
     def fetch(self) -> None:
         """Fetch every frozen part, one after the other, so that progress bars do not mix."""
         self.composition.backbone_path(progress=self.progress)
+        generator: of speech; hibari where the composition declares none.
+        output: the output projector that speaks to it, every seam checked; None where there is none.
         for name in self.composition.spec.encoders:
             hub.fetch(self.composition.part("encoders", name), progress=self.progress)
 
@@ -120,6 +123,8 @@ class Parts:
         """Check every seam and digest. Raises SensoriumError or UsageError with one sentence."""
         composition = self.composition
         backbone = self.backbone.get()
+        self.generator: Lazy[Any] = Lazy(self._generator)
+        self.output: Lazy[UnitProjector | None] = Lazy(self._output)
         self.runs_on.get()
         seams.check_backbone(composition, backbone)
         composition.check_files()
@@ -302,6 +307,29 @@ def remembered(names: list[str], read: Callable[[], dict[str, Any]], fingerprint
         hub.atomic_write(path, "w") as file,
     ):  # a cache that cannot be written is no loss
         json.dump(facts, file)
+    def _generator(self) -> Any:
+        from sensorium import generators
+
+        declared = self.composition.spec.generators.get("speech")
+        if declared is None:
+            return generators.create("hibari")
+        path = None
+        if declared.part:
+            part = declared.part.hub_part(self.composition.path, self.composition.lines, "generators", "speech")
+            path = hub.fetch(part, progress=self.progress)
+        return generators.create(declared.kind, declared.options, path)
+
+    def _output(self) -> UnitProjector | None:
+        from sensorium.projectors.units import UnitProjector
+
+        declared = self.composition.spec.output_projectors.get("speech")
+        if declared is None:
+            return None
+        self.composition.check_files(self.composition.output_files)
+        projector = UnitProjector(self.composition.file(declared.onnx))
+        seams.check_output(self.composition, "speech", projector, self.generator.get(), self.backbone.get())
+        return projector
+
     return facts
 
 

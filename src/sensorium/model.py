@@ -13,7 +13,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sensorium.backbones.engine import Engine, SamplingParams, Segment, Stats, Step
+    from sensorium.backbones.tokenizer import Tokenizer
+    from sensorium.speech import Cascade, Spoken
     from sensorium.two_tower import TwoTower
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
@@ -119,6 +121,7 @@ class Model:
         stop: str | Sequence[str] | None = None,
         cancel: threading.Event | None = None,
         **sampling: Any,
+        speaker: Spoken | Cascade | None = None,
     ) -> Answer | Stream:
         """Continue a conversation.
 
@@ -128,6 +131,7 @@ class Model:
             stop: strings that end the answer; they are not part of it.
             cancel: set it from another thread to end the answer early.
             **sampling: fields of `backbones.engine.SamplingParams`: max_tokens, temperature (0 = greedy), top_k, top_p,
+            speaker: says the answer while it is generated; see `speaker`.
                 min_p, repetition_penalty, seed, logprobs.
 
         Raises:
@@ -141,8 +145,11 @@ class Model:
         params = self._params(sampling)
         prepared = self.prepare(parse_messages(messages))
         stats = Stats()
-        steps = prepared.engine.generate(prepared.segments, params, cancel, stats)
-        pieces = Stream(self._pieces(prepared, steps, stats, stops, params.logprobs > 0))
+        hidden = speaker is not None and speaker.states
+        steps = prepared.engine.generate(prepared.segments, params, cancel, stats, hidden)
+        if speaker:
+            steps = speaker.follow(steps)
+        pieces = Stream(self._pieces(prepared, steps, stats, stops, params.logprobs > 0, speaker))
         return pieces if stream else pieces.answer
 
     def ask(self, text: str, image: Any = None, images: Any = (), **options: Any) -> Any:
@@ -206,6 +213,22 @@ class Model:
         return TwoTower(threads=self.parts.threads, progress=self.parts.progress)
 
     # The path from messages to tokens ---------------------------------------------------------------------------------
+    def speaker(self, sink: Callable[[np.ndarray], None], *, cascade: bool | None = None) -> Spoken | Cascade:
+        """What says an answer while it is generated (`chat(..., speaker=...)`), once.
+
+        Args:
+            sink: takes sound, float32 [samples] at `speaker.generator.rate`, as soon as there is some.
+            cascade: speak the text, or (False) the hidden states through the output projector; None for the projector
+                where the composition has one.
+
+        Raises:
+            UsageError: `cascade` is False, and there is no output projector.
+            SensoriumError: the generator cannot be loaded, or does not fit.
+        """
+        from sensorium.speech import speaker_of
+
+        return speaker_of(self, sink, cascade)
+
 
     def prepare(self, messages: Sequence[Message], *, blind: bool = False) -> Prepared:
         """Lay out a conversation, encode its pictures (unless `blind`, which leaves them out) and choose the engine."""
@@ -281,7 +304,13 @@ class Model:
         return SamplingParams(**{"stop_ids": self.parts.tokenizer.get().eos_ids, **sampling})
 
     def _pieces(
-        self, prepared: Prepared, steps: Iterator[Step], stats: Stats, stops: Sequence[str], logprobs: bool
+        self,
+        prepared: Prepared,
+        steps: Iterator[Step],
+        stats: Stats,
+        stops: Sequence[str],
+        logprobs: bool,
+        speaker: Spoken | Cascade | None = None,
     ) -> Iterator[str | Answer]:
         """Pieces of text as the engine's steps arrive, then the whole Answer."""
         tokenizer = self.parts.tokenizer.get()
@@ -303,6 +332,8 @@ class Model:
                 finish = "stop"
                 break
         rendered = prepared.rendered
+        if speaker:
+            speaker.finish()
         usage = Usage(rendered.length, rendered.media_tokens, stats.generated_tokens, stats.cached_tokens)
         timings = Timings(self._load_s, prepared.encode_s, stats.prefill_s, stats.decode_s, stats.tokens_per_s)
         yield Answer(

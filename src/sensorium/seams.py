@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from sensorium.composition import Composition
     from sensorium.encoders.base import FeatureSpec
     from sensorium.projectors.runtime import Projector
+    from sensorium.generators.base import SpeechGenerator
 
+    from sensorium.projectors.units import UnitProjector
 BACKBONE = "backbone"
 _MAX_HEADER = 8 * 1024 * 1024
+GENERATOR = "generators.speech"
 
 
 def part_name(modality: str) -> str:
@@ -53,7 +56,7 @@ def check_template(composition: Composition, backbone: BackboneSpec) -> None:
 
 def check_fingerprint(composition: Composition, part: str, fingerprint: str) -> None:
     """A frozen part must be the one that the trained parts were trained against. Raises SensoriumError."""
-    if composition.manifest is None or not composition.trained_files:
+    if composition.manifest is None or not (composition.trained_files or composition.output_files):
         return
     manifest = composition.directory / "manifest.json"
     trained = composition.manifest.frozen.get(part)
@@ -100,6 +103,27 @@ def check_projector(
 
 
 def check_lora(composition: Composition, backbone: BackboneSpec) -> None:
+def check_output(
+    composition: Composition, output: str, projector: UnitProjector, generator: SpeechGenerator, backbone: BackboneSpec
+) -> None:
+    """Backbone -> output projector -> generator. Raises SensoriumError."""
+    declared = composition.spec.output_projectors[output]  # type: ignore[index]
+    where, name = composition.where("output_projectors", output), f"the output projector {output!r} ({declared.onnx})"
+    if projector.dim != backbone.dim:
+        raise SensoriumError(
+            f"{where}: {name} takes hidden states of width {projector.dim}, but the backbone "
+            f"{composition.spec.backbone.part.file or composition.spec.backbone.part.source} gives width "
+            f"{backbone.dim}; train a projector for it."
+        )
+    if projector.units != len(generator.units):
+        kind = composition.spec.generators[declared.generator].kind  # type: ignore[index]
+        raise SensoriumError(
+            f"{where}: {name} gives {projector.units} units, but the generator {declared.generator!r} ({kind}) takes "
+            f"{len(generator.units)}; train a projector for it."
+        )
+    check_fingerprint(composition, GENERATOR, generator.units.fingerprint)
+
+
     """The shapes of the LoRA against the backbone, from the file's header alone. Raises SensoriumError."""
     if composition.spec.lora is None:
         return

@@ -38,6 +38,7 @@ Finish = Literal["stop", "length", "cancelled"]
 
 # Prefill in pieces of this many positions: large enough to be efficient, small enough that a cancellation is noticed
 # soon and that attention's scratch memory (heads x piece x capacity) stays small.
+LOGITS = ("logits",)
 CHUNK = 512
 # Room for this many generated positions is made at once.
 _HEADROOM = 256
@@ -47,11 +48,16 @@ _HEADROOM = 256
 class Step:
     """One generated token. `logprob` is its natural-log probability under the model; `top` the likeliest tokens, if
     asked for. The last step has `finish`: a stop token ("stop"; the token is that stop token), the limit on tokens or
-    the end of the context ("length"), or `cancel` was set ("cancelled"; the token is still valid)."""
+    the end of the context ("length"), or `cancel` was set ("cancelled"; the token is still valid).
+
+    `hidden` float32 [dim], if asked for, is the state that the token was chosen from, as `Engine.hidden_states` gives
+    it at the position before the token: it has read everything before the token, and not the token itself. Output
+    projectors learn from the same pairs of state and token."""
 
     token: int
     logprob: float
     top: list[tuple[int, float]] = field(default_factory=list)
+    hidden: Floats | None = None
     finish: Finish | None = None
 
 
@@ -128,6 +134,7 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams,
         cancel: threading.Event | None = None,
+        hidden: bool = False,
         stats: Stats | None = None,
     ) -> Iterator[Step]:
         """Continue a prompt, token by token.
@@ -135,12 +142,13 @@ class Engine:
         Args:
             prompt: at least one position, at most `context`.
             cancel: set it from another thread to end early. If it is set before the first token, there is no step.
+            hidden: whether steps carry their hidden states.
             stats: filled while generating; `self.stats` is the latest call's.
 
         Raises:
             UsageError: the prompt is empty, malformed or longer than the context (at once, not at the first step).
         """
-        steps = self.generate_batch([prompt], params, cancel, stats)
+        steps = self.generate_batch([prompt], params, cancel, stats, hidden)
         return (step for (step,) in steps if step is not None)
 
     def generate_batch(
@@ -148,6 +156,7 @@ class Engine:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams],
         cancel: threading.Event | None = None,
+        hidden: bool = False,
         stats: Stats | None = None,
     ) -> Iterator[list[Step | None]]:
         """Continue several prompts together; each step gives one entry per prompt, None where that one has finished.
@@ -160,7 +169,7 @@ class Engine:
             raise UsageError(f"{len(prompts)} prompts came with {len(each)} sampling parameters; give one each.")
         inputs = [self._joined(prompt) for prompt in prompts]
         self.stats = stats if stats is not None else Stats()
-        return self._generate(inputs, each, cancel, self.stats)
+        return self._generate(inputs, each, cancel, self.stats, hidden)
 
     def score(self, prompt: Prompt, choices: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """log P(choice | prompt), float64 [K], of K continuations, each of one token or more, from one prefill.
@@ -175,7 +184,7 @@ class Engine:
             self.embed(choice)  # refuses ids outside the vocabulary before any work
         self.stats = stats = Stats()
         length = len(source.embeds)
-        cache, logits = self._prefill(source, stats, None, length + max(map(len, choices)))
+        cache, (logits, *_) = self._prefill(source, stats, None, length + max(map(len, choices)))
         started = time.perf_counter()
         # Choices in alphabetical order, so to speak: one that begins like the one before goes on from there. After
         # `rows[i]`, the next position is that of path[i]; the cache is simply overwritten from where paths part.
@@ -188,7 +197,7 @@ class Engine:
             if shared < len(inner):
                 cache.lengths[0] = length + shared
                 path = inner
-                rows[shared + 1 :] = self._read(cache, self._embed(inner[shared:]), "logits", len(inner) - shared)
+                rows[shared + 1 :] = self._read(cache, self._embed(inner[shared:]), LOGITS, len(inner) - shared)[0]
             scores[k] = sum(float(row[token]) - log_total(row) for row, token in zip(rows, choice))
         stats.decode_s = time.perf_counter() - started
         return scores
@@ -197,7 +206,7 @@ class Engine:
         """Natural-log probabilities float32 [vocab] of the token after the prompt."""
         source = self._joined(prompt)
         self.stats = Stats()
-        _, logits = self._prefill(source, self.stats, None, len(source.embeds))
+        _, (logits, *_) = self._prefill(source, self.stats, None, len(source.embeds))
         return log_softmax(logits)
 
     def logits(self, prompt: Prompt) -> Floats:
@@ -218,9 +227,14 @@ class Engine:
         return join(prompt, self.embed, self.spec.dim, self.context, room)
 
     def _prefill(
-        self, source: Joined, stats: Stats, cancel: threading.Event | None, capacity: int
-    ) -> tuple[Cache, Floats]:
-        """A cache that holds the prompt, and the logits float32 [vocab] after it."""
+        self,
+        source: Joined,
+        stats: Stats,
+        cancel: threading.Event | None,
+        capacity: int,
+        outputs: tuple[str, ...] = LOGITS,
+    ) -> tuple[Cache, list[Floats]]:
+        """A cache that holds the prompt, and the outputs float32 [width] after it."""
         started = time.perf_counter()
         cache = self._runner.cache(1, capacity + 1)
         count = len(source.embeds)
@@ -231,19 +245,25 @@ class Engine:
         start = int(cache.lengths[0])
         stats.prompt_tokens += count
         stats.cached_tokens += start
-        logits = np.empty(0, np.float32)
+        found: list[Floats] = []
         while start < count:
             if cancel is not None and cancel.is_set():
                 raise _Cancelled
             end = min(count, start + CHUNK)
-            logits = self._read(cache, source.embeds[start:end], "logits", 1 if end == count else 0)
+            found = self._read(cache, source.embeds[start:end], outputs, 1 if end == count else 0)
             start = end
         self._remember(source.codes, cache)
         stats.prefill_s += time.perf_counter() - started
-        return cache, logits[0]
+        return cache, [values[0] for values in found]
 
     def _generate(
-        self, inputs: list[Joined], params: list[SamplingParams], cancel: threading.Event | None, stats: Stats
+        self,
+        inputs: list[Joined],
+        params: list[SamplingParams],
+        cancel: threading.Event | None,
+        stats: Stats,
+        hidden: bool,
+        outputs = (*LOGITS, "hidden") if hidden else LOGITS
     ) -> Iterator[list[Step | None]]:
         sequences: list[_Sequence] = []
         shared: Cache | None = None
@@ -251,10 +271,11 @@ class Engine:
             length = len(source.embeds)
             limit = min(chosen.max_tokens, self.context - length + 1)
             try:
-                cache, logits = self._prefill(source, stats, cancel, length + min(limit, _HEADROOM))
+                cache, found = self._prefill(source, stats, cancel, length + min(limit, _HEADROOM), outputs)
             except _Cancelled:
                 return
-            sequences.append(_Sequence(chosen, Sampler(chosen, self.spec.vocab, source.ids), limit, logits))
+            state = found[1] if hidden else None
+            sequences.append(_Sequence(chosen, Sampler(chosen, self.spec.vocab, source.ids), limit, found[0], state))
             if len(inputs) == 1:
                 shared = cache
             else:
@@ -262,10 +283,15 @@ class Engine:
                 shared = shared or self._runner.cache(len(inputs), cache.capacity)
                 shared.adopt(i, cache)
         if shared is not None:
-            yield from self._decode(sequences, shared, cancel, stats)
+            yield from self._decode(sequences, shared, cancel, stats, outputs)
 
     def _decode(
-        self, sequences: list[_Sequence], cache: Cache, cancel: threading.Event | None, stats: Stats
+        self,
+        sequences: list[_Sequence],
+        cache: Cache,
+        cancel: threading.Event | None,
+        stats: Stats,
+        outputs: tuple[str, ...],
     ) -> Iterator[list[Step | None]]:
         running = list(sequences)
         binding: Binding | None = None
@@ -285,11 +311,13 @@ class Engine:
                 running = [running[row] for row in going]
                 binding = None
             if binding is None:
-                binding = self._runner.binding(cache, 1, 1)
+                binding = self._runner.binding(cache, 1, 1, outputs)
             binding.embeds[:, 0] = self._embed([sequence.tokens[-1] for sequence in running])
             binding.step()
             logits = binding.outputs["logits"]
             for row, sequence in enumerate(running):
+                if "hidden" in outputs:
+                    sequence.hidden = binding.outputs["hidden"][row, 0].copy()
                 sequence.logits = logits[row, 0]
             stats.decode_s += time.perf_counter() - started
 
@@ -303,11 +331,11 @@ class Engine:
         cache = self._runner.cache(1, len(source.embeds) + 1)
         starts = range(0, len(source.embeds), CHUNK)
         return np.concatenate(
-            [self._read(cache, e, output, len(e)) for i in starts for e in [source.embeds[i : i + CHUNK]]]
+            [self._read(cache, e, (output,), len(e))[0] for i in starts for e in [source.embeds[i : i + CHUNK]]]
         )
 
-    def _read(self, cache: Cache, embeds: Floats, output: str, chosen: int) -> Floats:
-        """Appends a piece of a prompt to a cache of one sequence; the output [chosen, width] at its last positions.
+    def _read(self, cache: Cache, embeds: Floats, outputs: tuple[str, ...], chosen: int) -> list[Floats]:
+        """Appends a piece of a prompt to a cache of one sequence; outputs [chosen, width] at its last positions.
 
         An odd number of positions is padded to an even one. Attention works in blocks of an even number of positions,
         and a block with a single one in it takes another path, which rounds differently: then the same prompt would
@@ -316,20 +344,21 @@ class Engine:
         """
         count = len(embeds)
         padding = count % 2 if int(cache.lengths[0]) + count < self.context else 0
-        binding = self._runner.binding(cache, count + padding, chosen + padding if chosen else 0, (output,))
+        binding = self._runner.binding(cache, count + padding, chosen + padding if chosen else 0, outputs)
         binding.embeds[0, :count] = embeds
         binding.embeds[0, count:] = 0
         binding.step(padding)
-        return binding.outputs[output][0, :chosen]
+        return [binding.outputs[name][0, :chosen] for name in outputs]
 
 
 @dataclass
 class _Sequence:
-    """One sequence of a batch, with the logits float32 [vocab] of its next token."""
+    """One sequence of a batch, with the logits float32 [vocab] of its next token, and the state they came from."""
 
     params: SamplingParams
     sampler: Sampler
     limit: int
+    hidden: Floats | None = None
     logits: Floats
     tokens: list[int] = field(default_factory=list)
     finished: bool = False
@@ -345,4 +374,4 @@ class _Sequence:
         elif len(self.tokens) >= self.limit:
             finish = "length"
         self.finished = finish is not None
-        return Step(choice.token, choice.logprob, choice.top, finish)
+        return Step(choice.token, choice.logprob, choice.top, finish, self.hidden)

@@ -12,6 +12,7 @@ import json
 import struct
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,6 @@ def save_tensors(state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype 
 def export_projector(projector: nn.Module, cells: int, dim: int, directory: Path, name: str = "image") -> None:
     """Write ``name.safetensors`` (float16) and ``name.onnx`` (features [B, cells, dim] -> embeds, float32)."""
     import onnx
-    from onnx import TensorProto, external_data_helper, helper
 
     weights = directory / f"{name}.safetensors"
     save_tensors(dict(projector.state_dict()), weights)
@@ -50,6 +50,21 @@ def export_projector(projector: nn.Module, cells: int, dim: int, directory: Path
             do_constant_folding=False,
         )
     model = onnx.load_model_from_string(buffer.getvalue())
+    share_weights(model, weights)
+    tokens = projector(torch.zeros(1, cells, dim)).shape[1:]
+    output = model.graph.output[0].type.tensor_type.shape.dim
+    output[1].dim_value, output[2].dim_value = int(tokens[0]), int(tokens[1])
+    (directory / f"{name}.onnx").write_bytes(model.SerializeToString())
+
+
+def share_weights(model: Any, weights: Path) -> None:
+    """Let the graph of `model` read its weights from the safetensors file beside it, instead of holding copies.
+
+    Raises:
+        ValueError: the exporter changed a weight, or left one out (a bug).
+    """
+    from onnx import TensorProto, external_data_helper, helper
+
     offsets = tensor_offsets(weights)
     kept, casts = [], []
     for tensor in model.graph.initializer:
@@ -72,10 +87,6 @@ def export_projector(projector: nn.Module, cells: int, dim: int, directory: Path
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(kept)
-    tokens = projector(torch.zeros(1, cells, dim)).shape[1:]
-    output = model.graph.output[0].type.tensor_type.shape.dim
-    output[1].dim_value, output[2].dim_value = int(tokens[0]), int(tokens[1])
-    (directory / f"{name}.onnx").write_bytes(model.SerializeToString())
 
 
 def tensor_offsets(path: Path) -> dict[str, tuple[int, int, tuple[int, ...]]]:

@@ -1,0 +1,131 @@
+"""Runs a trained output projector at inference, token by token, with its cache: the ONNX twin that training writes.
+
+No torch. A token costs the same wherever it stands: layers run once for it, over a cache of a fixed window.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensorium.errors import SensoriumError
+from sensorium.generators.base import BLANK
+
+Floats = NDArray[np.float32]
+_INPUTS = {"states": 3, "embeds": 3, "before": 3, "past": 6, "start": 1}
+_OUTPUTS = {"logits": 4, "present": 6}
+
+
+class UnitProjector:
+    """Hidden states and tokens -> units.
+
+    Args:
+        path: the ONNX file (see `training.speak_export`).
+        threads: ONNX Runtime threads.
+
+    Attributes:
+        dim: width of the LLM whose states it takes.
+        units: how many units it knows.
+        upsample: slots a token.
+
+    Raises:
+        SensoriumError: the file is missing, no ONNX file, or has other inputs and outputs.
+    """
+
+    def __init__(self, path: Path, threads: int | None = 1) -> None:
+        import onnxruntime as ort
+
+        self.path = path
+        if not path.is_file():
+            raise SensoriumError(f"{path} does not exist; a composition's output projector needs its ONNX file.")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises its own family of exceptions, none of them exported
+            reason = str(error).splitlines()[0][:120]
+            raise SensoriumError(
+                f"{path} is not an output projector that ONNX Runtime can load ({reason}); export it again."
+            ) from None
+        inputs = {value.name: value.shape for value in self._session.get_inputs()}
+        outputs = {value.name: value.shape for value in self._session.get_outputs()}
+        ranks = [{name: len(shape) for name, shape in side.items()} for side in (inputs, outputs)]
+        if ranks != [_INPUTS, _OUTPUTS]:
+            raise SensoriumError(
+                f"{path}: an output projector has the inputs {', '.join(_INPUTS)} and the outputs "
+                f"{', '.join(_OUTPUTS)}, this file has {', '.join([*inputs, *outputs])}; export it again."
+            )
+        self._past = [size if isinstance(size, int) else 0 for size in inputs["past"]]
+        sizes = [inputs["states"][2], *outputs["logits"][2:]]
+        if not all(isinstance(size, int) for size in sizes):
+            raise SensoriumError(f"{path}: the width, the slots and the units must be fixed; export it again.")
+        self.dim, self.upsample, self.units = sizes[0], sizes[1], sizes[2] - 1
+
+    def stream(self) -> UnitStream:
+        """A new utterance."""
+        return UnitStream(self)
+
+    def run(
+        self, states: Floats, embeds: Floats, before: Floats, past: Floats | None, start: int
+    ) -> tuple[Floats, Floats]:
+        """Logits [n, upsample, units + 1] of n frames [n, dim], and the cache behind them."""
+        feeds = {
+            "states": states[None],
+            "embeds": embeds[None],
+            "before": before[None],
+            "past": np.zeros(self._past, np.float32) if past is None else past,
+            "start": np.array([start], np.int64),
+        }
+        logits, present = self._session.run(["logits", "present"], feeds)
+        if not np.isfinite(logits).all():
+            raise SensoriumError(
+                f"{self.path} gives values that are not finite; its weights are damaged, train or fetch it again."
+            )
+        return logits[0], present
+
+
+class UnitStream:
+    """One utterance: `push` each token as it is generated, `flush` behind the last.
+
+    The position convention: a token comes with the state that it was chosen from (`engine.Step.hidden`: what has read
+    everything before the token, and not the token) and with its own embedding. Training lays frames out the same way
+    (`training.speak_task.frames_of`).
+    """
+
+    def __init__(self, projector: UnitProjector) -> None:
+        self._projector = projector
+        self._past: Floats | None = None
+        self._frames = 0
+        self._before = np.zeros(projector.dim, np.float32)
+        self._last = BLANK
+
+    def push(self, hidden: Floats | None, embed: Floats) -> list[int]:
+        """The units that a token adds.
+
+        Args:
+            hidden: float32 [dim], the state that the token was chosen from; None where there is none.
+            embed: float32 [dim], the token's row of the embedding table.
+        """
+        embed = np.asarray(embed, np.float32).reshape(-1)
+        state = np.zeros_like(embed) if hidden is None else np.asarray(hidden, np.float32).reshape(-1)
+        logits, self._past = self._projector.run(state[None], embed[None], self._before[None], self._past, self._frames)
+        self._frames += 1
+        self._before = embed
+        return self._collapse(logits.reshape(-1, logits.shape[-1]).argmax(axis=-1))
+
+    def flush(self, end: Floats) -> list[int]:
+        """What is left, given the embedding of the end-of-turn token."""
+        return self.push(None, end)
+
+    def _collapse(self, best: NDArray[np.intp]) -> list[int]:
+        """CTC's rule: repeats merge, also across tokens, and blanks go."""
+        units = []
+        for unit in best.tolist():
+            if unit not in (self._last, BLANK):
+                units.append(unit)
+            self._last = unit
+        return units

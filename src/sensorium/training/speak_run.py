@@ -1,0 +1,204 @@
+"""`sensorium train` with a recipe of kind `speak`: from the recipe to a composition that speaks, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from sensorium import hub
+from sensorium.backbones.threads import physical_cores
+from sensorium.composition import FILE, MANIFEST, Composition, file_sha256
+from sensorium.errors import SensoriumError, UsageError
+from sensorium.evaluation.speech_metrics import error_rate
+from sensorium.generators import create
+from sensorium.model import Model
+from sensorium.projectors.output import filled, torch_class
+from sensorium.prompt import TEMPLATES
+from sensorium.seams import BACKBONE, GENERATOR
+from sensorium.training import checkpoint
+from sensorium.training.backbone import digest_frozen
+from sensorium.training.loop import train_loop
+from sensorium.training.objectives.ctc import greedy_units
+from sensorium.training.overrides import read
+from sensorium.training.processes import StopRequest
+from sensorium.training.speak_export import export_output
+from sensorium.training.speak_recipe import SpeakRecipe
+from sensorium.training.speak_task import SpeakTask, frames_of, logits_of
+from sensorium.training.speak_texts import Corpora, Corpus
+
+RECIPE = "recipe.yaml"
+
+
+def read_recipe(recipe: Path, overrides: Sequence[str] = ()) -> SpeakRecipe:
+    """Read and validate a recipe of kind `speak`; raises UsageError with the line and the reason."""
+    return read(recipe, SpeakRecipe, overrides)
+
+
+def train_speak(recipe: Path | SpeakRecipe, overrides: Sequence[str] = (), resume: Path | None = None) -> Path:
+    """Run a recipe and return the directory of a composition that speaks.
+
+    Raises:
+        UsageError: the recipe or the call is wrong.
+        SensoriumError: a part, a text package, a checkpoint or the machine is at fault.
+        KeyboardInterrupt: the run was interrupted; a checkpoint was written if a step had been taken.
+    """
+    plan = recipe if isinstance(recipe, SpeakRecipe) else read_recipe(recipe, overrides)
+    output = Path(resume or plan.output)
+    if resume and not (output / RECIPE).is_file():
+        raise UsageError(f"--resume {resume} is no output directory of a training run; it holds no {RECIPE}.")
+    if not resume and (output / checkpoint.FILE).exists():
+        raise UsageError(
+            f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
+            "place with --set output=DIR."
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / RECIPE).write_text(plan.dump(), encoding="utf-8")
+    except OSError as error:
+        raise SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.") from None
+    torch.set_num_threads(physical_cores())
+    torch.manual_seed(plan.train.seed)
+    model = Model(Composition.find(plan.composition)).load()
+    generator = create(plan.generator)
+    spec, tokenizer = model.parts.backbone.get(), model.parts.tokenizer.get()
+    end = tokenizer.special(TEMPLATES[model.composition.spec.backbone.template].end)
+    table = torch.from_numpy(np.asarray(model.parts.bare.get().embed(range(spec.vocab)))).half()
+    made = Corpora(model, generator, _say)
+    corpora: dict[str, Corpus] = {
+        name: _corpus(made, name, plan.data.sources[name].texts, plan.data.seed) for name in plan.data.sources
+    }
+    held = {
+        "fortunes": made.sentences("fortunes", plan.data.held_out, plan.data.seed),
+        "answers": made.answers(plan.data.held_out, plan.data.seed, held_out=True),
+    }
+    weights: dict[str, float] = {name: source.weight for name, source in plan.data.sources.items()}
+    options = filled(plan.projector.kind, plan.projector.options)
+    projector = torch_class(plan.projector.kind)(spec.dim, len(generator.units), **options)
+    task = SpeakTask(
+        projector, table, corpora, weights, end, plan.data.state_dropout, plan.train, generator.space, tokenizer.decode
+    )
+    facts: dict[str, Any] = {
+        "projector": {"kind": plan.projector.kind, **options},
+        BACKBONE: spec.fingerprint,
+        GENERATOR: generator.units.fingerprint,
+        "texts": {name: len(corpus) for name, corpus in corpora.items()},
+        "train.seed": plan.train.seed,
+    }
+    learnt = sum(parameter.numel() for parameter in projector.parameters())
+    _say(f"Training {plan.name}: {learnt / 1e6:.1f} M parameters, texts {facts['texts']}")
+    _say(
+        f"Units per token: {_slack([*corpora.values(), *held.values()])} (median, 99th and 99.9th percentile, most); "
+        f"slots {projector.upsample}"
+    )
+
+    def report(p: Any) -> None:
+        _say(f"step {p.step:5d}/{p.steps}  loss {p.loss:.4f}  {p.tokens_per_s:.0f} tokens/s  {p.minutes:.1f} min")
+
+    def write(step: int) -> None:
+        rates = {name: measure(projector, table, corpus, end) for name, corpus in held.items()}
+        _say("  ".join(f"{name}: {rate}" for name, rate in rates.items()))
+        _write(output / "composition", plan, model, generator, projector, {"steps": step}, rates)
+
+    frozen = digest_frozen(projector)
+    with StopRequest() as stopping:
+        limits: Any = plan.train  # has what the loop reads of any recipe
+        steps = train_loop(
+            task,
+            limits,
+            output,
+            resume=resume is not None,
+            facts=facts,
+            stopping=stopping,
+            report=report,
+            snapshot=write,
+        )
+    if digest_frozen(projector) != frozen:
+        raise SensoriumError("What the projector holds frozen changed; this is a bug, please report it.")
+    write(steps)
+    _say(f"Trained composition: {output / 'composition'}")
+    return output / "composition"
+
+
+def _corpus(made: Corpora, name: str, number: int, seed: int) -> Corpus:
+    if name == "phrases":
+        return made.phrases(number, seed)
+    return made.answers(number, seed) if name == "answers" else made.sentences(name, number, seed)
+
+
+def _slack(corpora: Sequence[Corpus]) -> str:
+    sizes = np.concatenate([np.diff(corpus.starts, axis=0) for corpus in corpora if len(corpus)])
+    return " ".join(f"{value:.1f}" for value in np.percentile(sizes[:, 1] / sizes[:, 0], [50, 99, 99.9, 100]))
+
+
+@torch.no_grad()
+def measure(projector: Any, table: Tensor, corpus: Corpus, end: int, rows: int = 16) -> dict[str, float]:
+    """Phoneme error rate of a corpus: with the states it holds, and without any ("blind")."""
+    result = {}
+    for name in ("with", "blind") if corpus.states is not None else ("blind",):
+        pairs = []
+        for i in range(0, len(corpus), rows):
+            texts = [corpus.text(j) for j in range(i, min(i + rows, len(corpus)))]
+            texts = [(ids, units, states if name == "with" else None) for ids, units, states in texts]
+            frames = frames_of(texts, end, table.shape[1])
+            logits = logits_of(projector, table, frames)
+            for row, (_, units, _) in enumerate(texts):
+                said = greedy_units(logits[row, : int(frames.lengths[row]) * projector.upsample])
+                pairs.append((units.tolist(), said))
+        result[name] = round(error_rate(pairs), 4)
+    return result
+
+
+def _write(
+    directory: Path, plan: SpeakRecipe, model: Model, generator: Any, projector: Any, run: Any, rates: Any
+) -> None:
+    """The base composition with the output projector beside it."""
+    base = model.composition
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in base.trained_files:
+        shutil.copy2(base.file(name), directory / name)
+    export_output(projector, directory, "speech")
+    spec = base.spec.model_dump(mode="json", exclude_defaults=True)
+    spec["backbone"]["part"]["source"] = (
+        base.part(BACKBONE).source if base.spec.backbone.format == "gguf" else base.folder().source
+    )
+    for name in base.spec.encoders:
+        spec["encoders"][name]["part"]["source"] = base.part("encoders", name).source
+    spec["generators"] = {"speech": {"kind": plan.generator}}
+    declared = {
+        "kind": plan.projector.kind,
+        "generator": "speech",
+        "weights": "speech.safetensors",
+        "onnx": "speech.onnx",
+    }
+    spec["output_projectors"] = {"speech": {**declared, "options": dict(plan.projector.options)}}
+    before: dict[str, Any] = base.manifest.model_dump(mode="json", by_alias=True) if base.manifest else {"schema": 1}
+    names = [*base.trained_files, "speech.safetensors", "speech.onnx"]
+    frozen = {
+        **before.get("frozen", {}),
+        BACKBONE: model.parts.backbone.get().fingerprint,
+        GENERATOR: generator.units.fingerprint,
+    }
+    manifest = {
+        **before,
+        "speech": {"recipe": plan.model_dump(mode="json"), "run": run, "phoneme_error_rate": rates},
+        "frozen": frozen,
+        "files": {name: file_sha256(directory / name) for name in dict.fromkeys(names)},
+    }
+    with hub.atomic_write(directory / FILE, "w") as text:
+        text.write(yaml.safe_dump(spec, sort_keys=False))
+    with hub.atomic_write(directory / MANIFEST, "w") as text:
+        text.write(json.dumps(manifest, indent=1) + "\n")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
