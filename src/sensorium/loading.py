@@ -86,6 +86,8 @@ class Parts:
         bare, media: engines of the LLM as published, and with the composition's LoRA merged in. Without a LoRA they are
             the same engine.
         features, encoders, projectors: by modality.
+        generator: of speech; hibari where the composition declares none.
+        output: the output projector that speaks to it, every seam checked; None where there is none.
     """
 
     def __init__(self, composition: Composition, threads: int | None = None, progress: bool = True) -> None:
@@ -101,12 +103,12 @@ class Parts:
         self.features: dict[str, Lazy[FeatureSpec]] = {m: _bind(self._features, m) for m in spec.encoders}
         self.encoders: dict[str, Lazy[Encoder]] = {m: _bind(self._encoder, m) for m in spec.encoders}
         self.projectors: dict[str, Lazy[Projector]] = {m: _bind(self._projector, m) for m in spec.projectors}
+        self.generator: Lazy[Any] = Lazy(self._generator)
+        self.output: Lazy[UnitProjector | None] = Lazy(self._output)
 
     def fetch(self) -> None:
         """Fetch every frozen part, one after the other, so that progress bars do not mix."""
         self.composition.backbone_path(progress=self.progress)
-        generator: of speech; hibari where the composition declares none.
-        output: the output projector that speaks to it, every seam checked; None where there is none.
         for name in self.composition.spec.encoders:
             hub.fetch(self.composition.part("encoders", name), progress=self.progress)
 
@@ -123,8 +125,6 @@ class Parts:
         """Check every seam and digest. Raises SensoriumError or UsageError with one sentence."""
         composition = self.composition
         backbone = self.backbone.get()
-        self.generator: Lazy[Any] = Lazy(self._generator)
-        self.output: Lazy[UnitProjector | None] = Lazy(self._output)
         self.runs_on.get()
         seams.check_backbone(composition, backbone)
         composition.check_files()
@@ -269,6 +269,29 @@ class Parts:
 
         return Projector(self.composition.file(self.composition.spec.projectors[modality].onnx), self.threads)  # type: ignore[index]
 
+    def _generator(self) -> Any:
+        from sensorium import generators
+
+        declared = self.composition.spec.generators.get("speech")
+        if declared is None:
+            return generators.create("hibari")
+        path = None
+        if declared.part:
+            part = declared.part.hub_part(self.composition.path, self.composition.lines, "generators", "speech")
+            path = hub.fetch(part, progress=self.progress)
+        return generators.create(declared.kind, declared.options, path)
+
+    def _output(self) -> UnitProjector | None:
+        from sensorium.projectors.units import UnitProjector
+
+        declared = self.composition.spec.output_projectors.get("speech")
+        if declared is None:
+            return None
+        self.composition.check_files(self.composition.output_files)
+        projector = UnitProjector(self.composition.file(declared.onnx))
+        seams.check_output(self.composition, "speech", projector, self.generator.get(), self.backbone.get())
+        return projector
+
     def _trained(self, part: str) -> str:
         """The fingerprint that the manifest lists for a frozen part, or an empty text."""
         return self.composition.manifest.frozen.get(part, "") if self.composition.manifest else ""
@@ -307,29 +330,6 @@ def remembered(names: list[str], read: Callable[[], dict[str, Any]], fingerprint
         hub.atomic_write(path, "w") as file,
     ):  # a cache that cannot be written is no loss
         json.dump(facts, file)
-    def _generator(self) -> Any:
-        from sensorium import generators
-
-        declared = self.composition.spec.generators.get("speech")
-        if declared is None:
-            return generators.create("hibari")
-        path = None
-        if declared.part:
-            part = declared.part.hub_part(self.composition.path, self.composition.lines, "generators", "speech")
-            path = hub.fetch(part, progress=self.progress)
-        return generators.create(declared.kind, declared.options, path)
-
-    def _output(self) -> UnitProjector | None:
-        from sensorium.projectors.units import UnitProjector
-
-        declared = self.composition.spec.output_projectors.get("speech")
-        if declared is None:
-            return None
-        self.composition.check_files(self.composition.output_files)
-        projector = UnitProjector(self.composition.file(declared.onnx))
-        seams.check_output(self.composition, "speech", projector, self.generator.get(), self.backbone.get())
-        return projector
-
     return facts
 
 

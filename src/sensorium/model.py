@@ -120,8 +120,8 @@ class Model:
         stream: bool = False,
         stop: str | Sequence[str] | None = None,
         cancel: threading.Event | None = None,
-        **sampling: Any,
         speaker: Spoken | Cascade | None = None,
+        **sampling: Any,
     ) -> Answer | Stream:
         """Continue a conversation.
 
@@ -130,8 +130,8 @@ class Model:
             stream: give a `Stream` of text pieces instead of the whole `Answer`.
             stop: strings that end the answer; they are not part of it.
             cancel: set it from another thread to end the answer early.
-            **sampling: fields of `backbones.engine.SamplingParams`: max_tokens, temperature (0 = greedy), top_k, top_p,
             speaker: says the answer while it is generated; see `speaker`.
+            **sampling: fields of `backbones.engine.SamplingParams`: max_tokens, temperature (0 = greedy), top_k, top_p,
                 min_p, repetition_penalty, seed, logprobs.
 
         Raises:
@@ -212,7 +212,6 @@ class Model:
 
         return TwoTower(threads=self.parts.threads, progress=self.parts.progress)
 
-    # The path from messages to tokens ---------------------------------------------------------------------------------
     def speaker(self, sink: Callable[[np.ndarray], None], *, cascade: bool | None = None) -> Spoken | Cascade:
         """What says an answer while it is generated (`chat(..., speaker=...)`), once.
 
@@ -229,6 +228,7 @@ class Model:
 
         return speaker_of(self, sink, cascade)
 
+    # The path from messages to tokens ---------------------------------------------------------------------------------
 
     def prepare(self, messages: Sequence[Message], *, blind: bool = False) -> Prepared:
         """Lay out a conversation, encode its pictures (unless `blind`, which leaves them out) and choose the engine."""
@@ -331,9 +331,9 @@ class Model:
             if stopper.stopped:
                 finish = "stop"
                 break
-        rendered = prepared.rendered
         if speaker:
             speaker.finish()
+        rendered = prepared.rendered
         usage = Usage(rendered.length, rendered.media_tokens, stats.generated_tokens, stats.cached_tokens)
         timings = Timings(self._load_s, prepared.encode_s, stats.prefill_s, stats.decode_s, stats.tokens_per_s)
         yield Answer(

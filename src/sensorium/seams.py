@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from sensorium.backbones.spec import BackboneSpec
     from sensorium.composition import Composition
     from sensorium.encoders.base import FeatureSpec
-    from sensorium.projectors.runtime import Projector
     from sensorium.generators.base import SpeechGenerator
-
+    from sensorium.projectors.runtime import Projector
     from sensorium.projectors.units import UnitProjector
+
 BACKBONE = "backbone"
-_MAX_HEADER = 8 * 1024 * 1024
 GENERATOR = "generators.speech"
+_MAX_HEADER = 8 * 1024 * 1024
 
 
 def part_name(modality: str) -> str:
@@ -102,7 +102,6 @@ def check_projector(
         )
 
 
-def check_lora(composition: Composition, backbone: BackboneSpec) -> None:
 def check_output(
     composition: Composition, output: str, projector: UnitProjector, generator: SpeechGenerator, backbone: BackboneSpec
 ) -> None:
@@ -124,6 +123,7 @@ def check_output(
     check_fingerprint(composition, GENERATOR, generator.units.fingerprint)
 
 
+def check_lora(composition: Composition, backbone: BackboneSpec) -> None:
     """The shapes of the LoRA against the backbone, from the file's header alone. Raises SensoriumError."""
     if composition.spec.lora is None:
         return

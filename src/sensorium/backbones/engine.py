@@ -38,8 +38,8 @@ Finish = Literal["stop", "length", "cancelled"]
 
 # Prefill in pieces of this many positions: large enough to be efficient, small enough that a cancellation is noticed
 # soon and that attention's scratch memory (heads x piece x capacity) stays small.
-LOGITS = ("logits",)
 CHUNK = 512
+LOGITS = ("logits",)
 # Room for this many generated positions is made at once.
 _HEADROOM = 256
 
@@ -57,8 +57,8 @@ class Step:
     token: int
     logprob: float
     top: list[tuple[int, float]] = field(default_factory=list)
-    hidden: Floats | None = None
     finish: Finish | None = None
+    hidden: Floats | None = None
 
 
 @dataclass
@@ -134,16 +134,16 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams,
         cancel: threading.Event | None = None,
-        hidden: bool = False,
         stats: Stats | None = None,
+        hidden: bool = False,
     ) -> Iterator[Step]:
         """Continue a prompt, token by token.
 
         Args:
             prompt: at least one position, at most `context`.
             cancel: set it from another thread to end early. If it is set before the first token, there is no step.
-            hidden: whether steps carry their hidden states.
             stats: filled while generating; `self.stats` is the latest call's.
+            hidden: whether steps carry their hidden states.
 
         Raises:
             UsageError: the prompt is empty, malformed or longer than the context (at once, not at the first step).
@@ -156,8 +156,8 @@ class Engine:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams],
         cancel: threading.Event | None = None,
-        hidden: bool = False,
         stats: Stats | None = None,
+        hidden: bool = False,
     ) -> Iterator[list[Step | None]]:
         """Continue several prompts together; each step gives one entry per prompt, None where that one has finished.
 
@@ -263,8 +263,8 @@ class Engine:
         cancel: threading.Event | None,
         stats: Stats,
         hidden: bool,
-        outputs = (*LOGITS, "hidden") if hidden else LOGITS
     ) -> Iterator[list[Step | None]]:
+        outputs = (*LOGITS, "hidden") if hidden else LOGITS
         sequences: list[_Sequence] = []
         shared: Cache | None = None
         for i, (source, chosen) in enumerate(zip(inputs, params)):
@@ -316,9 +316,9 @@ class Engine:
             binding.step()
             logits = binding.outputs["logits"]
             for row, sequence in enumerate(running):
+                sequence.logits = logits[row, 0]
                 if "hidden" in outputs:
                     sequence.hidden = binding.outputs["hidden"][row, 0].copy()
-                sequence.logits = logits[row, 0]
             stats.decode_s += time.perf_counter() - started
 
     def _remember(self, codes: Codes, cache: Cache) -> None:
@@ -358,8 +358,8 @@ class _Sequence:
     params: SamplingParams
     sampler: Sampler
     limit: int
-    hidden: Floats | None = None
     logits: Floats
+    hidden: Floats | None = None
     tokens: list[int] = field(default_factory=list)
     finished: bool = False
 
