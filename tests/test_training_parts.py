@@ -15,6 +15,7 @@ import tiny
 import tiny_training
 from sensorium.backbones.gguf import GGUF
 from sensorium.backbones.hf_folder import HFFolder
+from sensorium.backbones.new_tokens import WithNewTokens
 from sensorium.backbones.spec import spec_from_gguf
 from sensorium.backbones.tokenizer import Tokenizer
 from sensorium.cli import run
@@ -29,7 +30,7 @@ from sensorium.training import checkpoint  # noqa: E402
 from sensorium.training.backbone import digest_frozen, load_llama, part_of  # noqa: E402
 from sensorium.training.hf_write import write_backbone  # noqa: E402
 from sensorium.training.load_backbone import check_writable  # noqa: E402
-from sensorium.training.new_tokens import NewTokens, WithNewTokens  # noqa: E402
+from sensorium.training.new_tokens import NewTokens  # noqa: E402
 
 NAMES = ["<one>", "<two>"]
 EVERYTHING = [{"name": "all", "trains": ["projector", "tokens", "backbone"]}]

@@ -14,7 +14,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -77,14 +77,33 @@ class Lazy(Generic[T]):
             self._done = True
 
 
+@dataclass(frozen=True)
+class Changes:
+    """Files of what was trained of the LLM for conversations with media, if anything was."""
+
+    lora: Path | None = None
+    new_tokens: Path | None = None
+
+    @classmethod
+    def of(cls, composition: Composition) -> Changes:
+        """Those of a composition. Raises SensoriumError when a file is missing."""
+        parts = composition.spec.lora, composition.spec.new_tokens
+        return cls(*(composition.file(part.weights) if part else None for part in parts))
+
+    def __str__(self) -> str:
+        names = [name for name, file in (("LoRA", self.lora), ("new tokens", self.new_tokens)) if file]
+        return f" with its {' and '.join(names)}" if names else ""
+
+
 class Parts:
     """Lazily loaded parts of one composition.
 
     Attributes:
-        backbone, tokenizer: the LLM's facts and its tokenizer.
+        backbone, bare_tokenizer: the LLM's facts and its tokenizer as published.
+        tokenizer: the same with the composition's new tokens, which it reads in answers alone.
         runs_on: "onnx" or "torch": which engine runs it.
-        bare, media: engines of the LLM as published, and with the composition's LoRA merged in. Without a LoRA they are
-            the same engine.
+        bare, media: engines of the LLM as published, and with the composition's LoRA and new tokens. Without these they
+            are the same engine.
         features, encoders, projectors: by modality.
         generator: of speech; hibari where the composition declares none.
         output: the output projector that speaks to it, every seam checked; None where there is none.
@@ -94,12 +113,13 @@ class Parts:
         self.composition, self.threads, self.progress = composition, threads, progress
         spec = composition.spec
         self.backbone: Lazy[BackboneSpec] = Lazy(self._backbone)
-        self.tokenizer: Lazy[Tokenizer] = Lazy(self._tokenizer)
+        self.bare_tokenizer: Lazy[Tokenizer] = Lazy(self._bare_tokenizer)
+        self.tokenizer: Lazy[Tokenizer] = Lazy(self._tokenizer) if spec.new_tokens else self.bare_tokenizer
         self.runs_on: Lazy[str] = Lazy(self._runs_on)
         self.torch_model: Lazy[TorchModel] = Lazy(self._torch_model)
-        self.bare: Lazy[Engine] = Lazy(lambda: self._engine(None))
-        lora = spec.lora
-        self.media: Lazy[Engine] = Lazy(lambda: self._engine(composition.file(lora.weights))) if lora else self.bare
+        self.bare: Lazy[Engine] = Lazy(lambda: self._engine(Changes()))
+        changed = spec.lora or spec.new_tokens
+        self.media: Lazy[Engine] = Lazy(lambda: self._engine(Changes.of(composition))) if changed else self.bare
         self.features: dict[str, Lazy[FeatureSpec]] = {m: _bind(self._features, m) for m in spec.encoders}
         self.encoders: dict[str, Lazy[Encoder]] = {m: _bind(self._encoder, m) for m in spec.encoders}
         self.projectors: dict[str, Lazy[Projector]] = {m: _bind(self._projector, m) for m in spec.projectors}
@@ -129,6 +149,8 @@ class Parts:
         seams.check_backbone(composition, backbone)
         composition.check_files()
         seams.check_lora(composition, backbone)
+        if composition.spec.new_tokens:
+            seams.check_new_tokens(composition, backbone, self.bare_tokenizer.get())
         for modality, projector in composition.spec.projectors.items():
             features = self.features[projector.encoder].get()
             seams.check_fingerprint(composition, seams.part_name(projector.encoder), features.fingerprint)
@@ -155,11 +177,18 @@ class Parts:
         facts = remembered(["backbone", self.composition.identity("backbone")], read, self._trained(seams.BACKBONE))
         return BackboneSpec(**{**facts, "eos_ids": frozenset(facts["eos_ids"])})
 
-    def _tokenizer(self) -> Tokenizer:
+    def _bare_tokenizer(self) -> Tokenizer:
         from sensorium.backbones.tokenizer import Tokenizer
 
         with self._source() as source:
             return Tokenizer.from_gguf(source)
+
+    def _tokenizer(self) -> Tokenizer:
+        from sensorium.backbones.new_tokens import WithNewTokens
+
+        declared = self.composition.spec.new_tokens
+        assert declared is not None
+        return WithNewTokens(self.bare_tokenizer.get(), declared.names, self.backbone.get().vocab)
 
     def _source(self) -> Any:
         """The LLM's file or directory, open."""
@@ -204,36 +233,45 @@ class Parts:
         declared, path = self.composition.spec.backbone, self.composition.backbone_path(progress=self.progress)
         return TorchModel(path, self.backbone.get(), declared.device, declared.dtype, self.threads)
 
-    def _engine(self, lora: Path | None) -> Engine:
+    def _engine(self, changes: Changes) -> Engine:
         if self.runs_on.get() == "torch":
             from sensorium.backbones.torch_engine import TorchEngine
 
-            return TorchEngine(self.torch_model.get(), lora)
+            return TorchEngine(self.torch_model.get(), changes.lora, changes.new_tokens)
         from sensorium.backbones.engine import Engine
 
-        directory = self._graph(lora)
+        directory = self._graph(changes)
         try:
             return Engine(directory, threads=self.threads)
         except (SensoriumError, ValueError, OSError):
             # Perhaps damaged in the cache behind an unchanged size and time: read all of it before it is used again.
-            return Engine(self._graph(lora, doubted=True), threads=self.threads)
+            return Engine(self._graph(changes, doubted=True), threads=self.threads)
 
-    def _graph(self, lora: Path | None, *, doubted: bool = False) -> Path:
+    def _graph(self, changes: Changes, *, doubted: bool = False) -> Path:
         """The directory of the quantised graph, written on first use (seconds), and again when it was damaged."""
         from sensorium.backbones.graph_cache import mark_used, prune
         from sensorium.backbones.onnx_graph import WRITER_VERSION, build
 
         quantization = self.composition.spec.backbone.quantization
-        changes = file_sha256(lora) if lora else "bare"
-        names = ["llm", str(WRITER_VERSION), self.composition.identity("backbone"), quantization, changes]
+        names = ["llm", str(WRITER_VERSION), self.composition.identity("backbone"), quantization]
+        names.append(file_sha256(changes.lora) if changes.lora else "bare")
+        if changes.new_tokens:
+            names += ["new_tokens", file_sha256(changes.new_tokens)]
         directory = hub.cache_dir("graphs") / digest(names)
         if not is_sealed(directory, thorough=doubted):
             with hub.file_lock(directory):
                 if not is_sealed(directory, thorough=doubted):
                     remove_stale(directory)
-                    self._say(f"Preparing the language model{' with its LoRA' if lora else ''} (once) ...")
+                    self._say(f"Preparing the language model{changes} (once) ...")
                     with hub.atomic_dir(directory) as scratch, self._source() as source:
-                        build(source, scratch, quantization=quantization, lora=lora, progress=self._show_layers)
+                        build(
+                            source,
+                            scratch,
+                            quantization=quantization,
+                            lora=changes.lora,
+                            new_tokens=changes.new_tokens,
+                            progress=self._show_layers,
+                        )
                         seal(scratch)
                     prune(directory)
         mark_used(directory)

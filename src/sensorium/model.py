@@ -4,7 +4,7 @@
     text
 
 A conversation without media runs the backbone as published, bit for bit. One that holds media runs the same backbone
-with the composition's LoRA merged in, where it has one.
+with the composition's LoRA and new tokens, where it has them.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Prepared:
     rendered: Rendered
     segments: list[Segment]
     engine: Engine
+    tokenizer: Tokenizer
     encode_s: float
 
 
@@ -240,7 +241,7 @@ class Model:
         started = time.perf_counter()
         self.parts.start(media=media)
         engine = (self.parts.media if media else self.parts.bare).get()
-        tokenizer = self.parts.tokenizer.get()
+        tokenizer = (self.parts.tokenizer if media else self.parts.bare_tokenizer).get()
         if media:
             self.parts.encoders["image"].get()
             self.parts.projectors["image"].get()
@@ -261,7 +262,7 @@ class Model:
             segments += [Segment(ids=tuple(ids)), Segment(embeds=medium.embeds, key=medium.key)]
             ids = []
         segments.append(Segment(ids=tuple(ids)))
-        return Prepared(rendered, segments, engine, time.perf_counter() - started if media else 0.0)
+        return Prepared(rendered, segments, engine, tokenizer, time.perf_counter() - started if media else 0.0)
 
     def see(self, picture: Image) -> Seen:
         """Encode and project one picture, or remember it: the same picture is encoded once."""
@@ -289,9 +290,9 @@ class Model:
             blind: leave the pictures out and change nothing else: what the answers get without having seen anything.
         """
         prepared = self.prepare(messages, blind=blind)
-        tokenizer = self.parts.tokenizer.get()
+        tokenizer = prepared.tokenizer
         end = TEMPLATES[self.composition.spec.backbone.template].end_id(tokenizer)
-        ids = [[*tokenizer.encode(choice), end] for choice in choices]
+        ids = [[*tokenizer.encode_answer(choice), end] for choice in choices]
         return Scores(prepared.engine.score(prepared.segments, ids), np.array([len(i) for i in ids]))
 
     def _count(self, medium: Any) -> int:
@@ -313,7 +314,7 @@ class Model:
         speaker: Spoken | Cascade | None = None,
     ) -> Iterator[str | Answer]:
         """Pieces of text as the engine's steps arrive, then the whole Answer."""
-        tokenizer = self.parts.tokenizer.get()
+        tokenizer = prepared.tokenizer
         text, stopper, shown = tokenizer.stream(), StopText(stops), ""
         finish, reported = "cancelled", []  # no step at all means that it was cancelled before the first
         for step in steps:

@@ -258,7 +258,7 @@ class _Layout:
     def _flush(self) -> None:
         if self._text:
             encode = self._tokenizer.encode
-            if self._target:  # in training, an answer may hold tokens that the recipe adds (`training.new_tokens`)
+            if self._target:  # an answer may hold tokens that training added (`backbones.new_tokens`)
                 encode = getattr(self._tokenizer, "encode_answer", encode)
             ids = tuple(encode(self._text))
             self._spans.append(Span(self._role, "text", ids, None, len(ids), self._target))

@@ -16,6 +16,7 @@ from sensorium.prompt import TEMPLATES
 
 if TYPE_CHECKING:
     from sensorium.backbones.spec import BackboneSpec
+    from sensorium.backbones.tokenizer import Tokenizer
     from sensorium.composition import Composition
     from sensorium.encoders.base import FeatureSpec
     from sensorium.generators.base import SpeechGenerator
@@ -161,6 +162,39 @@ def check_lora(composition: Composition, backbone: BackboneSpec) -> None:
         other = shapes.get(name[:-1] + ("B" if side == "A" else "A"))
         if other is None or (other[1] != shape[0] if side == "A" else other[0] != shape[1]):
             raise SensoriumError(f"{where}: {who} has no matching partner for {name}; train it again.")
+
+
+def check_new_tokens(composition: Composition, backbone: BackboneSpec, tokenizer: Tokenizer) -> None:
+    """The names of new tokens against the backbone's own, and the shapes of their rows, from the file's header alone.
+
+    Args:
+        tokenizer: the backbone's, without new tokens.
+
+    Raises:
+        UsageError: a name is a token already, or no conversation could ever use the tokens.
+        SensoriumError: the file is missing or fits no such backbone or so many names.
+    """
+    from sensorium.backbones.new_tokens import known_name, misfit
+
+    declared = composition.spec.new_tokens
+    if declared is None:
+        return
+    where = composition.where("new_tokens")
+    if not composition.spec.projectors:
+        raise UsageError(
+            f"{where}: new tokens serve conversations that hold media, and no projector is declared, so they could "
+            "never be used; declare a projector, or leave new_tokens out."
+        )
+    known = known_name(tokenizer, declared.names)
+    if known is not None:
+        raise UsageError(
+            f"{composition.where('new_tokens', 'names')}: {known!r} is a token of the backbone already; "
+            "train the new tokens under other names."
+        )
+    path = composition.file(declared.weights)
+    problem = misfit(safetensors_shapes(path), backbone, len(declared.names))
+    if problem:
+        raise SensoriumError(f"{where}: the new tokens ({path.name}) {problem}; train them for this backbone.")
 
 
 def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensorium.backbones.quantize import BLOCK
+
+Floats = NDArray[np.float32]
+Lookup = Callable[[Sequence[int] | NDArray[np.integer]], Floats]
+
+
+def opened(path: Path, facts: Mapping[str, Any], vocab: int, dim: int) -> Lookup:
+    """The embeddings of a prepared model, those of new tokens included.
+
+    Args:
+        path: the file of its large arrays.
+        facts: the entry "embeddings" of `model.json`; of the vocabulary's tokens, the last "new_rows" have their rows
+            apart, as float32 at "new".
+        vocab, dim: tokens in all, width.
+    """
+    new = int(facts.get("new_rows", 0))
+    own = Embeddings(path, facts, vocab - new, dim)
+    if not new:
+        return own
+    rows = np.memmap(path, np.float32, mode="r", offset=facts["new"], shape=(new, dim))
+    return beside(own, rows * np.float32(facts["scale"]), vocab - new)
+
+
+def beside(own: Lookup, rows: Floats, first: int) -> Lookup:
+    """A lookup whose ids from `first` on are the rows [n, dim], all others those of `own`."""
+
+    def look_up(ids: Sequence[int] | NDArray[np.integer]) -> Floats:
+        wanted = np.asarray(ids, np.int64).reshape(-1)
+        new = wanted >= first
+        values = own(np.where(new, 0, wanted))
+        values[new] = rows[wanted[new] - first]
+        return values
+
+    return look_up
 
 
 class Embeddings:

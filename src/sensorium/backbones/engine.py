@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sensorium.backbones.embeddings import Embeddings
+from sensorium.backbones.embeddings import Lookup, opened
 from sensorium.backbones.graph_runner import GraphRunner
 from sensorium.backbones.onnx_graph import read_facts
 from sensorium.backbones.prefix_cache import Codes, PrefixCache
@@ -33,7 +33,6 @@ from sensorium.errors import UsageError
 __all__ = ["Engine", "Prompt", "SamplingParams", "Segment", "Stats", "Step"]
 
 Floats = NDArray[np.float32]
-Embed = Callable[[Sequence[int] | NDArray[np.integer]], Floats]
 Finish = Literal["stop", "length", "cancelled"]
 
 # Prefill in pieces of this many positions: large enough to be efficient, small enough that a cancellation is noticed
@@ -102,12 +101,12 @@ class Engine:
     def __init__(self, model_dir: Path, threads: int | None = None, prefix_cache_bytes: int = 256 << 20) -> None:
         facts = read_facts(model_dir)
         spec = facts["spec"]
-        embed = Embeddings(model_dir / "weights.bin", facts["embeddings"], spec.vocab, spec.dim)
+        embed = opened(model_dir / "weights.bin", facts["embeddings"], spec.vocab, spec.dim)
         runner = GraphRunner(model_dir, spec, threads)
         self._begin(spec, facts["quantization"], facts["context"], embed, runner, prefix_cache_bytes)
 
     def _begin(
-        self, spec: BackboneSpec, quantization: str, context: int, embed: Embed, runner: Runner, prefix_bytes: int
+        self, spec: BackboneSpec, quantization: str, context: int, embed: Lookup, runner: Runner, prefix_bytes: int
     ) -> None:
         self.spec, self.quantization, self.context = spec, quantization, context
         self.stats = Stats()

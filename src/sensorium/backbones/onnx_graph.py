@@ -7,6 +7,8 @@ it runs without torch.
     weights.bin    every large tensor, at aligned offsets, so that ONNX Runtime and numpy can map it
     model.json     `BackboneSpec`, quantisation, where the embedding matrix lies, the version of this writer
 
+With rows of new tokens, `vocab` counts these too, and `logits` has them behind those of the backbone's own tokens.
+
 Inputs are `inputs_embeds` float32 [B, S, dim], `seqlens_k` int32 [B] (past + S - 1 of each sequence), `total` int32
 (the largest past + S), `positions` int64 [P] (which of the S positions get logits) and, for each layer,
 `past.{i}.key|value` float32 [B, kv_heads, capacity, head_dim]. Outputs are `logits` [B, P, vocab], `hidden` [B, P, dim]
@@ -27,6 +29,7 @@ from sensorium.backbones import nibbles
 from sensorium.backbones.graph_parts import MS, Parts
 from sensorium.backbones.graph_products import blocks_product, float_product, nibbles_product
 from sensorium.backbones.lora import LoRA
+from sensorium.backbones.new_tokens import NewRows
 from sensorium.backbones.nibbles import Nibbles
 from sensorium.backbones.quantize import Blocks, quantize, recode, stack
 from sensorium.backbones.source import WeightSource
@@ -53,6 +56,7 @@ def build(
     *,
     quantization: str = "int8",
     lora: Path | None = None,
+    new_tokens: Path | None = None,
     progress: Progress | None = None,
     max_context: int | None = None,
 ) -> Path:
@@ -64,12 +68,14 @@ def build(
             `nibbles`, else of eight, see `quantize`) or "fp32" (the dequantised weights: 4 bytes each).
         lora: a safetensors file (see `lora.LoRA`). It becomes further columns of four-bit weights, and is merged into
             others before these are quantised.
+        new_tokens: a safetensors file of further rows of the vocabulary (see `new_tokens.NewRows`), float32 in either
+            quantization: they are few.
         progress: called with (layers done, layers in all) after each layer.
         max_context: the most positions the graph can hold, at most the model's own; by default 32,768.
 
     Raises:
         UsageError: `quantization` or `max_context` is senseless.
-        SensoriumError: the model or the LoRA cannot be represented; one sentence says why.
+        SensoriumError: the model, the LoRA or the new tokens cannot be represented; one sentence says why.
     """
     if quantization not in QUANTIZATIONS:
         raise UsageError(f"quantization={quantization!r} is unknown; use {' or '.join(QUANTIZATIONS)}.")
@@ -79,9 +85,10 @@ def build(
     context = min(spec.context, max_context or DEFAULT_MAX_CONTEXT)
     traits = Traits.of(gguf, spec)
     adapter = LoRA(lora, spec) if lora else None
+    rows = NewRows(new_tokens, spec) if new_tokens else None
     out_dir.mkdir(parents=True, exist_ok=True)
     with (out_dir / "weights.bin").open("wb") as file:
-        writer = _Writer(gguf, spec, traits, quantization == "int8", adapter, Parts(file), context)
+        writer = _Writer(gguf, spec, traits, quantization == "int8", adapter, rows, Parts(file), context)
         model = writer.model(progress or (lambda done, total: None))
     (out_dir / "model.onnx").write_bytes(model.SerializeToString())
     facts = {
@@ -90,8 +97,10 @@ def build(
         "lora": adapter.sha256 if adapter else None,
         "context": context,
         "embeddings": writer.embeddings,
-        "spec": {**dataclasses.asdict(spec), "eos_ids": sorted(spec.eos_ids)},
+        "spec": {**dataclasses.asdict(spec), "vocab": writer.vocab, "eos_ids": sorted(spec.eos_ids)},
     }
+    if rows:
+        facts["new_tokens"] = rows.sha256
     (out_dir / "model.json").write_text(json.dumps(facts, indent=1))
     return out_dir
 
@@ -104,11 +113,13 @@ class _Writer:
         traits: Traits,
         quantized: bool,
         lora: LoRA | None,
+        rows: NewRows | None,
         parts: Parts,
         context: int,
     ) -> None:
         self.gguf, self.spec, self.traits, self.quantized = gguf, spec, traits, quantized
-        self.lora, self.parts, self.context = lora, parts, context
+        self.lora, self.rows, self.parts, self.context = lora, rows, parts, context
+        self.vocab = spec.vocab + (len(rows) if rows else 0)
         self.embeddings: dict[str, Any] = {}
 
     # -- the whole graph ----------------------------------------------------------------------------------------
@@ -125,7 +136,7 @@ class _Writer:
             helper.make_tensor_value_info("positions", TensorProto.INT64, ["chosen"]),
         ]
         outputs = [
-            helper.make_tensor_value_info("logits", floats, ["batch", "chosen", spec.vocab]),
+            helper.make_tensor_value_info("logits", floats, ["batch", "chosen", self.vocab]),
             helper.make_tensor_value_info("hidden", floats, ["batch", "chosen", spec.dim]),
         ]
         for i in range(spec.layers):
@@ -251,25 +262,37 @@ class _Writer:
         return weight
 
     def _head(self) -> None:
-        """The output head, and the embedding matrix: the same bytes of the file where the two are tied."""
+        """The output head and the embedding matrix. New tokens have a small product of their own, so that the numbers
+        of the backbone's own tokens cannot change."""
+        if self.rows is None:
+            self._own_head("logits")
+            return
+        self._own_head("own_logits")
+        float_product(self.parts, "hidden", self.rows.head, "new_logits")
+        self.parts.node("Concat", ["own_logits", "new_logits"], ["logits"], axis=-1)
+        at = self.parts.append(self.rows.embeddings)
+        self.embeddings |= {"new_rows": len(self.rows), "new": at}
+
+    def _own_head(self, name: str) -> None:
+        """The backbone's head and its embedding matrix: the same bytes of the file where the two are tied."""
         gguf, tied = self.gguf, self.spec.tied
         source = "token_embd.weight" if tied else "output.weight"
         if not self.quantized:
             weight = gguf.load(source)
-            float_product(self.parts, "hidden", weight, "logits")
+            float_product(self.parts, "hidden", weight, name)
             table = weight if tied else gguf.load("token_embd.weight")
-            self._embed_floats(table, self.parts.offset("logits.weight", table) if tied else None)
+            self._embed_floats(table, self.parts.offset(f"{name}.weight", table) if tied else None)
             return
         exact = self._recoded(source)
         blocks = exact or quantize(gguf.load(source))
-        blocks_product(self.parts, "hidden", blocks, "logits")
+        blocks_product(self.parts, "hidden", blocks, name)
         if exact is None or not tied:
             exact = None if tied else self._recoded("token_embd.weight")
         if exact is None:
             self._embed_floats(gguf.load("token_embd.weight"), None)
             return
         arrays: dict[str, np.ndarray] = {"codes": exact.codes, "scales": exact.scales, "zeros": exact.zeros}
-        prefix = "logits" if tied else "embeddings"
+        prefix = name if tied else "embeddings"
         places = {part: self.parts.offset(f"{prefix}.{part}", array) for part, array in arrays.items()}
         self.embeddings = {"kind": "blocks", "scale": self.traits.embedding_scale, **places}
 

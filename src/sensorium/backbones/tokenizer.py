@@ -76,6 +76,10 @@ class Tokenizer:
             raise SensoriumError(f"The tokenizer has no special token {name!r}; choose the model's own chat template.")
         return self._special[name]
 
+    def has_special(self, name: str) -> bool:
+        """Whether there is a special token of this exact name."""
+        return name in self._special
+
     def is_special(self, token: int) -> bool:
         """Whether the id is a special token, which `decode` leaves out."""
         return token in self._special_ids
@@ -85,6 +89,10 @@ class Tokenizer:
         if not 0 <= token < self.vocab_size:
             raise SensoriumError(f"The token id {token} is outside the vocabulary of {self.vocab_size} tokens.")
         return b"" if token in self._special_ids else self._algorithm.token_bytes(token)
+
+    def encode_answer(self, text: str) -> list[int]:
+        """The ids of an answer: as `encode`, but for the names of new tokens (`new_tokens.WithNewTokens`)."""
+        return self.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` without special tokens; bytes that form no character become U+FFFD."""

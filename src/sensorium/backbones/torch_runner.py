@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sensorium.backbones.lora import LoRA
+from sensorium.backbones.new_tokens import NewRows
 from sensorium.backbones.spec import BackboneSpec
 from sensorium.backbones.torch_cache import TorchCache
 from sensorium.backbones.torch_lora import Additions
@@ -51,7 +52,7 @@ class TorchModel:
     def __init__(
         self, directory: Path, spec: BackboneSpec, device: str = "auto", dtype: str = "auto", threads: int | None = None
     ) -> None:
-        self.spec, self.lock, self.lora = spec, threading.RLock(), Additions()
+        self.spec, self.lock, self.additions = spec, threading.RLock(), Additions()
         self.device = _device(device)
         self.dtype_name = _dtype(dtype, self.device)
         if threads is not None and self.device.type == "cpu":
@@ -72,9 +73,14 @@ class TorchModel:
         values: Tensor = self.embedding(rows)
         return values.float().cpu().numpy()
 
+    @property
+    def embedding_scale(self) -> float:
+        """What a row of the table is multiplied with when it is looked up."""
+        return float(getattr(self.embedding, "embed_scale", None) or 1.0)
+
     @torch.inference_mode()
     def run(
-        self, embeds: Floats, cache: TorchCache, chosen: int, outputs: Sequence[str], lora: Any
+        self, embeds: Floats, cache: TorchCache, chosen: int, outputs: Sequence[str], added: Any
     ) -> dict[str, Floats]:
         """Append `embeds` [B, S, dim] to every sequence of `cache`; outputs at the last `chosen` positions."""
         count = embeds.shape[1]
@@ -92,7 +98,7 @@ class TorchModel:
             arguments.pop("position_ids")
         if "logits_to_keep" not in self._accepts:
             arguments.pop("logits_to_keep")
-        with self.lock, self.lora.active(lora):
+        with self.lock, self.additions.active(added):
             cache.place(positions)
             found = self.module(**arguments)
         values = {"logits": lambda: found.logits, "hidden": lambda: found.hidden_states[-1]}
@@ -105,9 +111,19 @@ class TorchModel:
             for name in outputs
         }
 
-    def add(self, path: Path) -> object:
-        """Make a LoRA file ready; what is returned makes `run` add it. Raises SensoriumError when it does not fit."""
-        additions = LoRA(path, self.spec)
+    def add(self, lora: Path | None, rows: NewRows | None) -> object:
+        """Make a LoRA file and rows of new tokens ready; what is returned makes `run` add them.
+
+        Raises SensoriumError when the LoRA does not fit.
+        """
+        which, dtype = object(), DTYPES[self.dtype_name]
+        if rows is not None:
+            with self.lock:
+                head = torch.as_tensor(rows.head).to(self.device, dtype)
+                self.additions.widen(self.module.get_output_embeddings(), which, head)
+        if lora is None:
+            return which
+        additions = LoRA(lora, self.spec)
         with self.lock:
             for layer, part, a, b in additions.pairs():
                 where = "self_attn" if part in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
@@ -115,13 +131,12 @@ class TorchModel:
                     linear = self.module.get_submodule(f"model.layers.{layer}.{where}.{part}")
                 except AttributeError:
                     raise SensoriumError(
-                        f"The LoRA {path} changes {part} of layer {layer}, which a {self.spec.arch} model has not; "
+                        f"The LoRA {lora} changes {part} of layer {layer}, which a {self.spec.arch} model has not; "
                         "train it for this backbone."
                     ) from None
-                dtype = DTYPES[self.dtype_name]
                 matrices = (torch.as_tensor(matrix).to(self.device, dtype) for matrix in (a, b))
-                self.lora.hook(linear, additions, *matrices)
-        return additions
+                self.additions.hook(linear, which, *matrices)
+        return which
 
     def _mask(self, positions: Tensor, total: int) -> Any:
         """What each position may attend to, additive [B, 1, S, total]: what stands at or before it in its own row."""
@@ -176,10 +191,10 @@ class TorchModel:
 
 
 class TorchRunner:
-    """A model with or without a LoRA; see `runner.Runner`."""
+    """A model with or without what training added (`TorchModel.add`); see `runner.Runner`."""
 
-    def __init__(self, model: TorchModel, lora: object = None) -> None:
-        self.model, self.lora = model, lora
+    def __init__(self, model: TorchModel, added: object = None) -> None:
+        self.model, self.added = model, added
 
     def cache(self, batch: int, capacity: int) -> TorchCache:
         """An empty cache for `batch` sequences."""
@@ -201,7 +216,7 @@ class _Binding:
     def step(self, padding: int = 0) -> None:
         cache, steps = self._cache, self.embeds.shape[1]
         cache.grow(int(cache.lengths.max()) + steps)
-        self.outputs = self._runner.model.run(self.embeds, cache, self._chosen, self._names, self._runner.lora)
+        self.outputs = self._runner.model.run(self.embeds, cache, self._chosen, self._names, self._runner.added)
         cache.lengths += steps - padding
 
 

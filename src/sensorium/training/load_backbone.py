@@ -10,6 +10,7 @@ from typing import Any
 from sensorium.backbones.gguf import GGUF
 from sensorium.backbones.hf_folder import HFFolder
 from sensorium.backbones.hf_spec import spec_of
+from sensorium.backbones.new_tokens import WithNewTokens
 from sensorium.backbones.source import WeightSource
 from sensorium.backbones.spec import BackboneSpec, spec_from_gguf
 from sensorium.backbones.tokenizer import Tokenizer
@@ -92,7 +93,6 @@ def load_backbone(plan: Recipe, composition: Composition, path: Path, fingerprin
 
     from sensorium.training.backbone import load_llama
     from sensorium.training.hf_backbone import load_hf
-    from sensorium.training.new_tokens import WithNewTokens
 
     dtype = torch.bfloat16 if plan.plan()[0].train.precision == "bf16" else torch.float32
     tokenizer: Any

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from sensorium.composition import TokenNames
 from sensorium.config import KeyFault
 from sensorium.errors import UsageError
 from sensorium.projectors.spec import KINDS, LARGEST
@@ -25,7 +26,6 @@ Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1
 SceneKind = Literal["single", "several", "count", "box", "photo", "empty"]
 Task = Literal["yesno", "describe", "what", "which", "count", "colour", "side"]
 Trained = Literal["projector", "lora", "backbone", "tokens"]
-TokenName = Annotated[str, Field(min_length=2, max_length=64, pattern=r"^[!-~]+$")]
 PARTS = get_args(Trained)
 INSTEAD = {"steps": "epochs", "rows": "batch_tokens"}  # two ways to say one thing
 
@@ -82,14 +82,7 @@ class LoraRecipe(_Strict):
 class TokensRecipe(_Strict):
     """Tokens that the backbone does not have: new rows of its vocabulary (`training.new_tokens`)."""
 
-    names: Annotated[tuple[TokenName, ...], Field(min_length=1, max_length=4096)]
-
-    @field_validator("names")
-    @classmethod
-    def _different(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(names)) != len(names):
-            raise ValueError("a name stands there twice; give each token a name of its own")
-        return names
+    names: TokenNames
 
 
 class SetRecipe(_Strict):
