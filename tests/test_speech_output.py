@@ -353,3 +353,35 @@ def test_speak_refuses_what_it_cannot_say_or_write(tmp_path):
     assert not any(tmp_path.iterdir())
     assert run("speak", "Hello.", "-o", str(tmp_path)).returncode == 2
     assert run("ask", "Hello?", "--cascade").returncode == 2
+
+
+# Seams ----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_projector_is_checked_against_its_neighbours(tmp_path, exported):
+    from types import SimpleNamespace
+
+    from sensorium import seams
+    from sensorium.composition import Composition
+
+    text = """name: tiny
+backbone:
+  part: {source: "file:tiny.gguf"}
+generators:
+  speech: {kind: hibari}
+output_projectors:
+  speech: {kind: ctc, generator: speech, weights: speech.safetensors, onnx: speech.onnx}
+"""
+    (tmp_path / "composition.yaml").write_text(text)
+    composition = Composition(tmp_path)
+    assert composition.trained_files == []  # what only speech needs is checked when something is said
+    assert composition.output_files == ["speech.onnx", "speech.safetensors"]
+    runner = exported[1]
+    with pytest.raises(SensoriumError, match=r"line 7: the output projector 'speech'.*width 64.*gives width 576"):
+        seams.check_output(composition, "speech", runner, Mute(), SimpleNamespace(dim=576))
+    more = SimpleNamespace(units=UnitSpec(tuple("123456789")))
+    with pytest.raises(SensoriumError, match=r"gives 8 units, but the generator 'speech' \(hibari\) takes 9"):
+        seams.check_output(composition, "speech", runner, more, SimpleNamespace(dim=64))
+    (tmp_path / "composition.yaml").write_text(text.replace("generators:\n  speech: {kind: hibari}\n", ""))
+    with pytest.raises(UsageError, match="'speech', which is not declared; declared generators: none"):
+        Composition(tmp_path)
