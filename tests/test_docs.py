@@ -52,8 +52,8 @@ WRITTEN = {
 }  # fmt: skip
 # What a reader writes while following a page, and the file names of examples.
 EXAMPLES = {
-    "talk.mp3", "talk.mp4", "talk.srt", "hello.wav", "apple.jpg", "box.jpg", "llm.gguf", "palette.npy", "a.jpg", "a.txt",
-    "photo.jpg", "config.json", "tokenizer.json", "pytorch_model.bin",
+    "talk.mp3", "talk.mp4", "talk.srt", "hello.wav", "apple.jpg", "box.jpg", "llm.gguf", "palette.npy", "a.jpg",
+    "a.txt", "photo.jpg", "config.json", "tokenizer.json", "pytorch_model.bin",
 }  # fmt: skip
 WRITTEN_BELOW = ("runs/", "mine/", "broken/")
 
