@@ -15,6 +15,7 @@ import tiny
 from sensorium.answer import Answer, StopText
 from sensorium.backbones.engine import Segment
 from sensorium.errors import SensoriumError, UsageError
+from sensorium.loading import Changes
 from sensorium.messages import Message, parse_messages
 from sensorium.tasks.classify import as_answer
 
@@ -272,7 +273,7 @@ def test_a_damaged_graph_in_the_cache_is_made_again(directories, model):
     whole = model.chat("Hi", max_tokens=4)
     for name in ("model.json", "model.onnx", "weights.bin"):
         fresh = sensorium.load(directories["lora"], progress=False)
-        path = fresh.parts._graph(None) / name
+        path = fresh.parts._graph(Changes()) / name
         path.unlink()  # `model` has mapped the old file
         path.write_bytes(b"damaged")
         assert fresh.chat("Hi", max_tokens=4) == whole
@@ -280,24 +281,24 @@ def test_a_damaged_graph_in_the_cache_is_made_again(directories, model):
 
 @pytest.mark.parametrize("name", ["weights.bin", "model.onnx"])
 def test_a_flipped_byte_in_a_prepared_graph_is_noticed(directories, model, name):
-    directory = model.parts._graph(None)
+    directory = model.parts._graph(Changes())
     good = (directory / name).read_bytes()
     place = len(good) // 2
     (directory / name).unlink()  # `model` has mapped the old file
     (directory / name).write_bytes(good[:place] + bytes([good[place] ^ 0x40]) + good[place + 1 :])
     fresh = sensorium.load(directories["lora"], progress=False)
-    assert fresh.parts._graph(None) == directory
+    assert fresh.parts._graph(Changes()) == directory
     assert (directory / name).read_bytes() == good
 
 
 def test_a_copied_graph_is_read_once_and_not_made_again(directories, model, monkeypatch):
-    directory = model.parts._graph(None)
+    directory = model.parts._graph(Changes())
     for path in directory.iterdir():
         os.utime(path, (1, 1))
     made = directory.stat().st_ino
-    assert model.parts._graph(None) == directory and directory.stat().st_ino == made
+    assert model.parts._graph(Changes()) == directory and directory.stat().st_ino == made
     monkeypatch.setattr("sensorium.hub.obtain.sha256_of", None)  # it would be called
-    assert model.parts._graph(None) == directory and directory.stat().st_ino == made
+    assert model.parts._graph(Changes()) == directory and directory.stat().st_ino == made
 
 
 def test_an_intact_graph_that_cannot_be_opened_is_left_alone(directories, model, monkeypatch):
@@ -307,7 +308,7 @@ def test_an_intact_graph_that_cannot_be_opened_is_left_alone(directories, model,
         raise SensoriumError("no memory.")
 
     fresh = sensorium.load(directories["lora"], progress=False)
-    directory = fresh.parts._graph(None)
+    directory = fresh.parts._graph(Changes())
     made = directory.stat().st_ino
     monkeypatch.setattr(engine, "Engine", fail)
     with pytest.raises(SensoriumError, match="no memory"):

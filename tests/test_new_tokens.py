@@ -274,3 +274,12 @@ def test_a_changed_file_and_tokens_that_nothing_could_use_are_refused(directory,
     write_rows(bare / "tokens.safetensors")
     declare(bare)
     assert "no projector is declared, so they could never be used" in sentence(bare)
+
+
+def test_parts_lists_them(directory, capsys):
+    from sensorium.parts import describe_parts, table
+
+    described = describe_parts(Model(Composition(directory), 1, False).load())
+    assert described["parts"][-1]["seam"] == "3 rows behind the vocabulary of 265; active: with media"
+    table(described)
+    assert "The new tokens are active only in conversations that hold media" in capsys.readouterr().out

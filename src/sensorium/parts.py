@@ -47,6 +47,10 @@ def describe_parts(model: Model) -> dict[str, Any]:
         parts.append(
             _trained(model, "lora", "low-rank change of the backbone", [spec.lora.weights], "active: with media")
         )
+    if spec.new_tokens:
+        count = len(spec.new_tokens.names)
+        seam = f"{count} rows behind the vocabulary of {backbone.vocab}; active: with media"
+        parts.append(_trained(model, "new_tokens", "tokens of its own", [spec.new_tokens.weights], seam))
     return {"model": composition.name, "directory": str(composition.directory), "parts": parts}
 
 
@@ -71,9 +75,10 @@ def table(described: dict[str, Any]) -> None:
     console.print(f"[bold]{described['model']}[/]  {described['directory']}", soft_wrap=True)
     console.print(grid)
     names = [part["name"] for part in described["parts"]]
-    if "lora" in names:
-        console.print(f"The LoRA is {LORA_NOTE}.")
-    elif any(name.startswith("projectors.") for name in names):
+    changes = [what for name, what in (("lora", "LoRA is"), ("new_tokens", "new tokens are")) if name in names]
+    for what in changes:
+        console.print(f"The {what} {LORA_NOTE}.")
+    if not changes and any(name.startswith("projectors.") for name in names):
         console.print("Only the projectors were trained; the backbone always runs as published, bit for bit.")
 
 
