@@ -113,7 +113,7 @@ def test_help_and_version_exit_with_0(sensorium):
         assert f"\n  {command} " in out
         code, text, _ = sensorium(command, "--help")
         assert code == 0 and "Usage: sensorium " + command in text
-    for later in ("chat", "listen", "serve", "speak", "imagine"):
+    for later in ("chat", "listen", "serve", "watch", "imagine"):
         assert f"\n  {later} " not in out
 
 
