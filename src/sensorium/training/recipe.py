@@ -146,7 +146,7 @@ class TrainRecipe(_Strict):
     epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None  # of data in files
     minutes: Annotated[float, Field(gt=0)] | None = None
     row_tokens: Annotated[int, Field(ge=32, le=8192)] = 160
-    rows: Positive = 10
+    rows: Annotated[int, Field(ge=1, le=65536)] = 10
     batch_tokens: Positive | None = None
     learning_rate: LearningRate
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # `training.loop.schedule`
