@@ -33,6 +33,8 @@ class Kind:
         options: its options with their defaults, whole numbers of 1 or more; None means that the class decides, and
             one whose default is 0 may be 0.
         tokens: (options with all defaults filled in, what the encoder gives) -> tokens of one medium.
+        positions: of a kind that takes features along time: (options, frames) -> tokens of a medium of so many frames;
+            its ``tokens`` is what a medium takes at least.
         starts: what it may start from besides random numbers (`training/projectors.py`).
     """
 
@@ -40,6 +42,7 @@ class Kind:
     name: str
     options: Mapping[str, int | None]
     tokens: Callable[[Options, FeatureSpec], int]
+    positions: Callable[[Options, int], int] | None = None
     starts: tuple[str, ...] = ()
 
     def filled(self, options: Options) -> dict[str, Any]:
@@ -74,6 +77,19 @@ def tokens_for(kind: str, options: Options, features: FeatureSpec) -> int:
     return count
 
 
+def positions_for(kind: str, options: Options, frames: int) -> int:
+    """The number of LLM positions of a medium along time, 0 for one without frames; arguments as of `tokens_for`.
+
+    Raises:
+        UsageError: the kind is unknown, or is none that takes features along time.
+    """
+    found = find(kind)
+    if found.positions is None:
+        along = ", ".join(sorted(name for name, each in KINDS.items() if each.positions))
+        raise UsageError(f"projector kind {kind!r} takes no features along time; kinds that do: {along}.")
+    return found.positions(found.filled(options), frames)
+
+
 def find(kind: str) -> Kind:
     """The kind of that name. Raises UsageError for an unknown one."""
     if kind not in KINDS:
@@ -101,6 +117,13 @@ def blocks(options: Options, features: FeatureSpec) -> int:
     return int(height // pool) * int(width // pool)
 
 
+def along_time(options: Options, features: FeatureSpec) -> int:
+    """What a stack of frames takes at least: one token."""
+    if features.rate_hz is None:
+        raise UsageError(f"the projector stacks features along time, but the encoder gives a {features.layout}.")
+    return 1
+
+
 KINDS: dict[str, Kind] = {
     "mlp": Kind("mlp", "MLPProjector", {"pool": 1, "hidden": None}, blocks),
     "concept": Kind(
@@ -115,5 +138,12 @@ KINDS: dict[str, Kind] = {
         "ResamplerProjector",
         {"queries": 32, "depth": 2, "width": 384, "heads": 6},
         lambda options, features: int(options["queries"]),
+    ),
+    "stack": Kind(
+        "stack",
+        "StackProjector",
+        {"stack": 8, "hidden": 1024, "depth": 0, "context": 2, "width": 512},
+        along_time,
+        lambda options, frames: -(-frames // int(options["stack"])),
     ),
 }

@@ -1,0 +1,103 @@
+"""`stack`: frames of sound, several side by side as one LLM position, through a SwiGLU MLP.
+
+Frame stacking and a small MLP are how LLaMA-Omni and SLAM-LLM join a frozen speech encoder to a frozen LLM (arXiv
+2409.06666, 2402.08846); the gated unit is Shazeer's (arXiv 2002.05202). A stack of 8 frames at 50 Hz is 160 ms, which
+is shorter than most words. So `depth` layers before the MLP may look at `context` stacks on either side.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-5
+
+
+def stacked(features: Tensor, stack: int) -> Tensor:
+    """[B, frames, dim] -> [B, ceil(frames / stack), stack * dim]: zeros behind the end, nothing is left out."""
+    dim = features.shape[2]
+    padded = F.pad(features, (0, 0, 0, stack - 1))
+    return padded[:, : padded.shape[1] // stack * stack].reshape(features.shape[0], -1, stack * dim)
+
+
+def plain_norm(x: Tensor) -> Tensor:
+    """Root mean square 1 along the last axis; zeros stay zeros."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)
+
+
+class SwiGLU(nn.Module):
+    """[..., dim] -> [..., out_dim]; nothing in it has a bias, so zeros stay zeros."""
+
+    def __init__(self, dim: int, hidden: int, out_dim: int) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(dim, hidden, bias=False), nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, out_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Look(nn.Module):
+    """One residual layer over a stack and its `context` neighbours on either side: [B, n, width] -> the same."""
+
+    def __init__(self, width: int, context: int, hidden: int) -> None:
+        super().__init__()
+        self.context = context
+        self.mlp = SwiGLU((2 * context + 1) * width, hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length, around = x.shape[1], F.pad(plain_norm(x), (0, 0, self.context, self.context))
+        return x + self.mlp(torch.cat([around[:, i : i + length] for i in range(2 * self.context + 1)], dim=-1))
+
+
+class StackProjector(nn.Module):
+    """Features [B, frames, dim] -> embeddings [B, ceil(frames / stack), out_dim].
+
+    Args:
+        dim: feature width.
+        out_dim: backbone width.
+        grid: unused; every projector is made alike.
+        stack: frames of a position.
+        hidden: width inside the gated units.
+        depth: layers before the MLP that look around; with 0, a position is made of its own frames alone.
+        context: how many stacks on either side a layer sees.
+        width: of those layers.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        grid: tuple[int, int] | None = None,
+        stack: int = 8,
+        hidden: int = 1024,
+        depth: int = 0,
+        context: int = 2,
+        width: int = 512,
+    ) -> None:
+        super().__init__()
+        self.stack = stack
+        self.norm = nn.Parameter(torch.ones(stack * dim))
+        self.reduce = nn.Linear(stack * dim, width, bias=False) if depth else nn.Identity()
+        self.looks = nn.ModuleList(Look(width, context, hidden) for _ in range(depth))
+        self.mlp = SwiGLU(width if depth else stack * dim, hidden, out_dim)
+        self.bias = nn.Parameter(torch.zeros(out_dim))
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            features: [B, frames, dim], zeros behind the end of each.
+            lengths: [B] frames that count, where sounds of several lengths are in one batch; the embeddings of each
+                are those that it has alone, and behind its last position anything may stand.
+        """
+        x = plain_norm(stacked(features, self.stack)) * self.norm
+        x = self.reduce(x)
+        for look in self.looks:
+            x = look(x if lengths is None else x * self._inside(x, lengths))
+        return self.mlp(plain_norm(x) if len(self.looks) else x) + self.bias
+
+    def _inside(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """[B, n, 1]: 1 where a position belongs to its sound."""
+        last = torch.div(lengths - 1, self.stack, rounding_mode="floor")
+        return (torch.arange(x.shape[1], device=x.device) <= last[:, None])[..., None].to(x.dtype)
