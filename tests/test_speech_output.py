@@ -19,6 +19,7 @@ from sensorium.errors import SensoriumError, UsageError
 from sensorium.evaluation.speech_metrics import edits, error_rate, words
 from sensorium.generators.base import UnitSpec
 from sensorium.generators.stream import SpeechStream, speak_units, stream_units
+from sensorium.projectors.spelling import CODES, Spelling, spelt
 from sensorium.speech import Spoken
 from tiny_llm import write_gguf
 
@@ -167,7 +168,7 @@ def test_states_of_a_batch_are_those_of_each_alone(engine):
 # The output projector -------------------------------------------------------------------------------------------------
 
 torch = pytest.importorskip("torch")
-DIM, UNITS, END = 64, 8, 2
+DIM, UNITS, END, LETTERS = 64, 8, 2, 12
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,9 @@ def exported(tmp_path_factory):
     from sensorium.training.speak_export import export_output
 
     torch.manual_seed(0)
-    projector = CTCProjector(DIM, UNITS, width=32, depth=2, heads=2, ffn=48, upsample=3, inner=8, window=4)
+    projector = CTCProjector(
+        DIM, UNITS, width=32, depth=2, heads=2, ffn=48, upsample=3, inner=32, window=4, letters=LETTERS
+    )
     with torch.no_grad():
         projector.logits.weight *= 20
     for parameter in projector.parameters():
@@ -187,11 +190,15 @@ def exported(tmp_path_factory):
     return projector, UnitProjector(directory / "speech.onnx")
 
 
+def written(ids):
+    return "".join(f" {chr(97 + token % 26)}{token}" for token in ids)
+
+
 def frames(projector, table, ids, states):
     from sensorium.training.objectives.ctc import greedy_units
     from sensorium.training.speak_task import frames_of, logits_of
 
-    laid = frames_of([(ids, [1], states)], END, DIM)
+    laid = frames_of([(ids, [1], states)], END, projector, written)
     with torch.no_grad():
         return greedy_units(logits_of(projector, table, laid)[0])
 
@@ -203,7 +210,7 @@ def test_training_and_inference_lay_frames_out_alike(engine, exported):
     table = torch.from_numpy(engine.embed(range(engine.spec.vocab)))
     prompt = tuple(range(5, 17))
     steps = list(engine.generate([Segment(ids=prompt)], SamplingParams(max_tokens=20), hidden=True))
-    spoken = Spoken(runner, engine.embed, END, Mute(), lambda sound: None)
+    spoken = Spoken(runner, engine.embed, written, END, Mute(), lambda sound: None)
     assert list(spoken.follow(iter(steps))) == steps
     spoken.finish()
     ids = np.array([step.token for step in steps])
@@ -221,7 +228,7 @@ def test_the_stop_token_is_not_spoken_and_a_length_limit_loses_nothing(exported)
     steps = [Step(i, 0.0, hidden=random.normal(size=DIM).astype(np.float32)) for i in range(3, 8)]
 
     def units(given: list[Step]) -> list[int]:
-        spoken = Spoken(runner, lambda ids: table[ids], END, Mute(), lambda sound: None)
+        spoken = Spoken(runner, lambda ids: table[ids], written, END, Mute(), lambda sound: None)
         list(spoken.follow(iter(given)))
         spoken.finish()
         return spoken.units
@@ -236,16 +243,19 @@ def test_the_cached_projector_is_the_whole_one_in_any_pieces(exported):
     projector, runner = exported
     random = np.random.default_rng(0)
     states, embeds = random.normal(size=(2, 23, DIM)).astype(np.float32)
+    letters = random.integers(0, CODES, (23, LETTERS))
     before = np.concatenate([np.zeros((1, DIM), np.float32), embeds[:-1]])
     with torch.no_grad():
         whole, _ = projector(
-            *(torch.from_numpy(x)[None] for x in (states, embeds, before)), projector.empty(1), torch.zeros(1).long()
+            *(torch.from_numpy(x)[None] for x in (states, embeds, before, letters)),
+            projector.empty(1),
+            torch.zeros(1).long(),
         )
     for size in (1, 2, 5, 23):
         past, found = None, []
         for at in range(0, 23, size):
             cut = slice(at, at + size)
-            logits, past = runner.run(states[cut], embeds[cut], before[cut], past, at)
+            logits, past = runner.run(states[cut], embeds[cut], before[cut], letters[cut], past, at)
             found.append(logits)
         np.testing.assert_allclose(np.concatenate(found), whole[0].numpy(), atol=2e-4)
     assert past.shape[4] == 3  # the window is 4: the cache does not grow with the answer
@@ -255,11 +265,12 @@ def test_the_projector_is_causal_and_looks_back_as_far_as_its_window(exported):
     projector, _ = exported
     random = torch.Generator().manual_seed(0)
     states, embeds, before = torch.randn(3, 1, 12, DIM, generator=random)
+    letters = torch.randint(0, CODES, (1, 12, LETTERS), generator=random)
     zero = torch.zeros(1).long()
     with torch.no_grad():
-        first, _ = projector(states, embeds, before, projector.empty(1), zero)
+        first, _ = projector(states, embeds, before, letters, projector.empty(1), zero)
         states[0, 4] += 1
-        second, _ = projector(states, embeds, before, projector.empty(1), zero)
+        second, _ = projector(states, embeds, before, letters, projector.empty(1), zero)
     changed = (first - second).abs().amax(dim=(0, 2, 3)) > 1e-6
     assert not changed[:4].any()
     assert changed[4:8].all()
@@ -312,12 +323,12 @@ def test_a_small_task_learns_to_spell(tmp_path):
     corpus = Corpus.load(tmp_path / "corpus.npz")
     assert corpus.text(7)[1].tolist() == texts[7][1]
     table = torch.randn(9, 16)
-    projector = CTCProjector(16, UNITS, width=32, depth=1, heads=2, ffn=64, upsample=4, inner=16, window=4)
+    projector = CTCProjector(16, UNITS, width=32, depth=1, heads=2, ffn=64, upsample=4, inner=32, window=4, letters=8)
     plan = SpeakTrain(steps=150, frame_tokens=96, learning_rate=5e-3, warmup=5, precision="fp32", checkpoint_every=500)
-    task = SpeakTask(projector, table, {"words": corpus}, {"words": 1.0}, END, 0.0, plan)
-    before = measure(projector, table, corpus, END)["blind"]
+    task = SpeakTask(projector, table, {"words": corpus}, {"words": 1.0}, END, 0.0, plan, written)
+    before = measure(projector, table, corpus, END, written)["blind"]
     train_loop(task, plan, tmp_path)
-    after = measure(projector, table, corpus, END)["blind"]
+    after = measure(projector, table, corpus, END, written)["blind"]
     assert after < 0.1 < 0.5 < before
 
 
@@ -385,3 +396,15 @@ output_projectors:
     (tmp_path / "composition.yaml").write_text(text.replace("generators:\n  speech: {kind: hibari}\n", ""))
     with pytest.raises(UsageError, match="'speech', which is not declared; declared generators: none"):
         Composition(tmp_path)
+
+
+def test_a_growing_text_is_spelt_letter_by_letter():
+    text, whole = Spelling(6), spelt(["Oh", " no", "é", ""], 6)
+    assert [text.push(piece).tolist() for piece in ("Oh", " no", "é", "")] == whole.tolist()
+    old, new = whole[1] < CODES // 2 + 1, whole[1] > CODES // 2
+    assert new.tolist() == [False, False, False, True, True, True]  # what the newest token adds
+    assert (
+        (whole[0][:4] == 0).all() and old[1:3].all() and whole[1][1:3].tolist() == (whole[0][4:] - CODES // 2).tolist()
+    )
+    assert whole[2][-1] == CODES - 1  # a letter that is not known
+    assert not (whole[3] > CODES // 2).any()  # a token without text

@@ -101,6 +101,7 @@ class Spoken(_Speaker):
     Args:
         projector: hidden states and tokens -> units.
         embed: the LLM's embedding of token ids, [n] -> float32 [n, dim].
+        decode: the tokenizer's.
         end: the end-of-turn token.
         generator: units -> sound.
         sink: takes sound, float32 samples, as soon as there is some.
@@ -112,16 +113,17 @@ class Spoken(_Speaker):
         self,
         projector: UnitProjector,
         embed: Callable[[list[int]], Any],
+        decode: Callable[[list[int]], str],
         end: int,
         generator: SpeechGenerator,
         sink: Callable[[Samples], None],
     ) -> None:
         super().__init__(generator, sink)
-        self._embed, self._end = embed, end
+        self._embed, self._decode, self._end = embed, decode, end
         self._projected = projector.stream()
 
     def _step(self, step: Step) -> list[int]:
-        return self._projected.push(step.hidden, self._embed([step.token])[0])
+        return self._projected.push(step.hidden, self._embed([step.token])[0], self._decode([step.token]))
 
     def _rest(self) -> list[int]:
         return self._projected.flush(self._embed([self._end])[0])
@@ -169,4 +171,4 @@ def speaker_of(model: Model, sink: Callable[[Samples], None], cascade: bool | No
     end = tokenizer.special(TEMPLATES[model.composition.spec.backbone.template].end)
     # Of the engines, only one with new tokens has further rows in its table; a LoRA changes none.
     engine = parts.media if model.composition.spec.new_tokens else parts.bare
-    return Spoken(output, engine.get().embed, end, generator, sink)
+    return Spoken(output, engine.get().embed, tokenizer.decode, end, generator, sink)

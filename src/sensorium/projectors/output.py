@@ -28,7 +28,17 @@ KINDS = {
     "ctc": OutputKind(
         "ctc",
         "CTCProjector",
-        {"width": 384, "depth": 2, "heads": 6, "ffn": 1024, "upsample": 16, "inner": 96, "window": 32},
+        {
+            "width": 384,
+            "depth": 2,
+            "heads": 6,
+            "ffn": 1024,
+            "upsample": 16,
+            "inner": 96,
+            "window": 32,
+            "letters": 32,
+            "readings": 2,
+        },
     )
 }
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from sensorium.errors import SensoriumError
 from sensorium.generators.base import BLANK
+from sensorium.projectors.spelling import END, Spelling
 
 Floats = NDArray[np.float32]
-_INPUTS = {"states": 3, "embeds": 3, "before": 3, "past": 6, "start": 1}
+_INPUTS = {"states": 3, "embeds": 3, "before": 3, "letters": 3, "past": 6, "start": 1}
 _OUTPUTS = {"logits": 4, "present": 6}
 
 
@@ -27,6 +28,7 @@ class UnitProjector:
 
     Attributes:
         dim: width of the LLM whose states it takes.
+        letters: how many letters of the text it reads.
         units: how many units it knows.
         upsample: slots a token.
 
@@ -60,23 +62,32 @@ class UnitProjector:
                 f"{', '.join(_OUTPUTS)}, this file has {', '.join([*inputs, *outputs])}; export it again."
             )
         self._past = [size if isinstance(size, int) else 0 for size in inputs["past"]]
-        sizes = [inputs["states"][2], *outputs["logits"][2:]]
+        sizes = [inputs["states"][2], inputs["letters"][2], *outputs["logits"][2:]]
         if not all(isinstance(size, int) for size in sizes):
-            raise SensoriumError(f"{path}: the width, the slots and the units must be fixed; export it again.")
-        self.dim, self.upsample, self.units = sizes[0], sizes[1], sizes[2] - 1
+            raise SensoriumError(
+                f"{path}: the width, the letters, the slots and the units must be fixed; export it again."
+            )
+        self.dim, self.letters, self.upsample, self.units = sizes[0], sizes[1], sizes[2], sizes[3] - 1
 
     def stream(self) -> UnitStream:
         """A new utterance."""
         return UnitStream(self)
 
     def run(
-        self, states: Floats, embeds: Floats, before: Floats, past: Floats | None, start: int
+        self,
+        states: Floats,
+        embeds: Floats,
+        before: Floats,
+        letters: NDArray[np.int64],
+        past: Floats | None,
+        start: int,
     ) -> tuple[Floats, Floats]:
-        """Logits [n, upsample, units + 1] of n frames [n, dim], and the cache behind them."""
+        """Logits [n, upsample, units + 1] of n frames [n, dim] with letters [n, letters], and the cache after them."""
         feeds = {
             "states": states[None],
             "embeds": embeds[None],
             "before": before[None],
+            "letters": letters[None],
             "past": np.zeros(self._past, np.float32) if past is None else past,
             "start": np.array([start], np.int64),
         }
@@ -101,25 +112,29 @@ class UnitStream:
         self._past: Floats | None = None
         self._frames = 0
         self._before = np.zeros(projector.dim, np.float32)
+        self._spelling = Spelling(projector.letters)
         self._last = BLANK
 
-    def push(self, hidden: Floats | None, embed: Floats) -> list[int]:
+    def push(self, hidden: Floats | None, embed: Floats, piece: str) -> list[int]:
         """The units that a token adds.
 
         Args:
             hidden: float32 [dim], the state that the token was chosen from; None where there is none.
             embed: float32 [dim], the token's row of the embedding table.
+            piece: the token's text.
         """
         embed = np.asarray(embed, np.float32).reshape(-1)
         state = np.zeros_like(embed) if hidden is None else np.asarray(hidden, np.float32).reshape(-1)
-        logits, self._past = self._projector.run(state[None], embed[None], self._before[None], self._past, self._frames)
+        letters = self._spelling.push(piece)
+        frame = (state[None], embed[None], self._before[None], letters[None])
+        logits, self._past = self._projector.run(*frame, self._past, self._frames)
         self._frames += 1
         self._before = embed
         return self._collapse(logits.reshape(-1, logits.shape[-1]).argmax(axis=-1))
 
     def flush(self, end: Floats) -> list[int]:
         """What is left, given the embedding of the end-of-turn token."""
-        return self.push(None, end)
+        return self.push(None, end, END)
 
     def _collapse(self, best: NDArray[np.intp]) -> list[int]:
         """CTC's rule: repeats merge, also across tokens, and blanks go."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sensorium.generators.base import BLANK
+from sensorium.projectors.spelling import END, spelt
 from sensorium.training.loop import Loss
 from sensorium.training.objectives.ctc import ctc_units
 from sensorium.training.speak_recipe import SpeakTrain
@@ -29,33 +30,40 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Frames:
-    """Texts of a batch: `states` [B, N, dim], `tokens` [B, N] (the end-of-turn token behind each text), `lengths` [B]
-    in frames, `units` [B, most] and `unit_lengths` [B]; `slots` [B, N, upsample] of texts whose alignment is known."""
+    """Texts of a batch: `states` [B, N, dim], `tokens` [B, N] (the end-of-turn token behind each text), `letters`
+    [B, N, letters], `lengths` [B] in frames, `units` [B, most] and `unit_lengths` [B]; `slots` [B, N, upsample] of
+    texts whose alignment is known."""
 
     states: Tensor
     tokens: Tensor
+    letters: Tensor
     lengths: Tensor
     units: Tensor
     unit_lengths: Tensor
     slots: Tensor | None = None
 
 
-def frames_of(texts: Sequence[tuple[Any, Any, Any]], end: int, dim: int) -> Frames:
+def frames_of(
+    texts: Sequence[tuple[Any, Any, Any]], end: int, projector: Any, decode: Callable[[list[int]], str]
+) -> Frames:
     """Lay out (ids, units, states or None) of texts; row i of ``states`` is what ids[i] was chosen from."""
     length = 1 + max(len(ids) for ids, _, _ in texts)
     most = max(len(units) for _, units, _ in texts)
-    states = torch.zeros(len(texts), length, dim)
+    states = torch.zeros(len(texts), length, projector.dim)
     tokens = torch.full((len(texts), length), end)
+    letters = torch.zeros(len(texts), length, projector.letters, dtype=torch.long)
     units = torch.zeros(len(texts), most, dtype=torch.long)
     for row, (ids, said, given) in enumerate(texts):
         tokens[row, : len(ids)] = torch.from_numpy(np.asarray(ids, np.int64))
+        pieces = [decode([int(token)]) for token in ids]
+        letters[row, : len(ids) + 1] = torch.from_numpy(spelt([*pieces, END], projector.letters))
         units[row, : len(said)] = torch.from_numpy(np.asarray(said, np.int64))
         if given is not None:
             if len(given) != len(ids):
                 raise ValueError(f"{len(ids)} tokens have {len(given)} states; each token has the one it came from")
             states[row, : len(ids)] = torch.from_numpy(np.asarray(given, np.float32))
     sizes = ([1 + len(ids) for ids, _, _ in texts], [len(said) for _, said, _ in texts])
-    return Frames(states, tokens, torch.tensor(sizes[0]), units, torch.tensor(sizes[1]))
+    return Frames(states, tokens, letters, torch.tensor(sizes[0]), units, torch.tensor(sizes[1]))
 
 
 def logits_of(projector: Any, table: Tensor, frames: Frames) -> Tensor:
@@ -63,7 +71,7 @@ def logits_of(projector: Any, table: Tensor, frames: Frames) -> Tensor:
     embeds = table[frames.tokens].float()
     past = projector.empty(len(embeds)).to(embeds.device)
     before = F.pad(embeds[:, :-1], (0, 0, 1, 0))
-    logits, _ = projector(frames.states, embeds, before, past, torch.zeros(1, dtype=torch.long))
+    logits, _ = projector(frames.states, embeds, before, frames.letters, past, torch.zeros(1, dtype=torch.long))
     return logits.flatten(1, 2)
 
 
@@ -109,8 +117,8 @@ class SpeakTask:
         end: the end-of-turn token.
         state_dropout: share of texts whose states are left out.
         recipe: rate, batch size, seed, steps with a known alignment.
+        decode: the tokenizer's.
         space: the unit between words; 0 where units know no words.
-        decode: the tokenizer's, for texts whose alignment is known.
     """
 
     def __init__(
@@ -122,8 +130,8 @@ class SpeakTask:
         end: int,
         state_dropout: float,
         recipe: SpeakTrain,
+        decode: Callable[[list[int]], str],
         space: int = 0,
-        decode: Callable[[list[int]], str] | None = None,
     ) -> None:
         self.projector: Any = projector
         self.table, self.corpora, self.end = table, corpora, end
@@ -163,16 +171,16 @@ class SpeakTask:
             aligned = [self._slots(ids, units) for ids, units, _ in texts] if step < self.recipe.aligned_steps else []
             known = [text for text, slots in zip(texts, aligned) if slots is not None]
             if not known:
-                yield frames_of(texts, self.end, self.table.shape[1])
+                yield frames_of(texts, self.end, self.projector, self.decode)
                 continue
-            frames = frames_of(known, self.end, self.table.shape[1])
+            frames = frames_of(known, self.end, self.projector, self.decode)
             padded = torch.full((*frames.tokens.shape, self.projector.upsample), IGNORED)
             for row, slots in enumerate(found for found in aligned if found is not None):
                 padded[row, : len(slots)] = torch.from_numpy(slots)
             yield replace(frames, slots=padded)
 
     def _slots(self, ids: Any, units: Any) -> NDArray[np.int64] | None:
-        if not self.space or self.decode is None:
+        if not self.space:
             return None
         words = [len(self.decode(ids[: i + 1].tolist()).split()) for i in range(len(ids))]
         return align(words, units, self.space, self.projector.upsample)
