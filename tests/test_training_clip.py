@@ -286,13 +286,19 @@ def test_two_processes_log_the_losses_of_one(own, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(own, tmp_path):
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(own, tmp_path, capfd):
     whole = train_clip(recipe(tmp_path, train__dropout=0.2))
     place = recipe(tmp_path, output=str(tmp_path / "parts"), train__dropout=0.2)
     train_clip(place, ["train.steps=30"])
     with pytest.raises(UsageError, match="--resume"):
         train_clip(place)
+    with pytest.raises(UsageError, match=r"begun with train\.steps=30, and .* says 60; add --set train\.steps=30 "):
+        train_clip(place, resume=tmp_path / "parts")
+    assert "steps: 30" in (tmp_path / "parts" / "recipe.yaml").read_text()
+    train_clip(place, ["train.steps=60"], resume=tmp_path / "parts")
+    assert "had ended already" not in capfd.readouterr().err
     train_clip(place, resume=tmp_path / "parts")
+    assert "had ended already, behind step 60, so nothing was trained" in capfd.readouterr().err
     with pytest.raises(SensoriumError, match="batch"):
         train_clip(place, ["train.batch=6"], resume=tmp_path / "parts")
     with pytest.raises(UsageError, match="no output directory"):

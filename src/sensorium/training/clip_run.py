@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sensorium.errors import SensoriumError, UsageError
+from sensorium.hub.progress import say
 from sensorium.training import towers as trainable
 from sensorium.training.clip_material import Material, gather
 from sensorium.training.clip_recipe import ClipRecipe
+from sensorium.training.failures import in_a_sentence
 from sensorium.training.install import install
+from sensorium.training.output import check_same, ended_before, going_on, held, keep_recipe, output_of
 from sensorium.training.overrides import flat, read
 from sensorium.training.preflight import check_clip_recipe
 from sensorium.two_tower import SIDES, Side, TwoTower
@@ -21,8 +23,6 @@ from sensorium.two_tower import SIDES, Side, TwoTower
 if TYPE_CHECKING:
     from sensorium.encoders.base import FeatureSpec
     from sensorium.training.clip_sides import Source
-
-RECIPE = "recipe.yaml"
 
 
 def read_recipe(recipe: Path, overrides: Sequence[str] = ()) -> ClipRecipe:
@@ -48,31 +48,24 @@ def train_clip(recipe: Path | ClipRecipe, overrides: Sequence[str] = (), resume:
     from sensorium.training import checkpoint
     from sensorium.training.processes import run_ranks
 
-    output = Path(resume or plan.output)
-    if resume and not (output / RECIPE).is_file():
-        raise UsageError(f"--resume {resume} is no output directory of a training run; it holds no {RECIPE}.")
-    if not resume and (output / checkpoint.FILE).exists():
-        raise UsageError(
-            f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
-            "place with --set output=DIR."
-        )
+    file = recipe if isinstance(recipe, Path) else None
+    output = output_of(plan.output, resume, [checkpoint.FILE])
+    if resume:
+        check_same(output, plan, file, overrides)
     check_clip_recipe(plan, output)
     base = TwoTower(plan.composition)
     for side in plan.unfreeze:
         trainable.check(getattr(base.spec.encoders, side).kind, base.where("encoders", side, "kind"))
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / RECIPE).write_text(plan.dump(), encoding="utf-8")
-    except OSError as error:
-        raise SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.") from None
-    gather(plan, base, _say)  # once, before several processes would
-    arguments = (plan, str(base.directory), output, resume is not None)
-    if plan.train.processes == 1:
-        worker(0, "", *arguments)
-    else:
-        run_ranks(worker, plan.train.processes, arguments)
-    if plan.install:
-        _say(f"Installed: {install(output / 'composition', plan.install)}")
+    with held(output), going_on(file, overrides, output, [checkpoint.FILE]):
+        keep_recipe(output, plan.dump())
+        gather(plan, base, say)  # once, before several processes would
+        arguments = (plan, str(base.directory), output, resume is not None)
+        if plan.train.processes == 1:
+            worker(0, "", *arguments)
+        else:
+            run_ranks(worker, plan.train.processes, arguments)
+        if plan.install:
+            say(f"Installed: {install(output / 'composition', plan.install)}")
     return output / "composition"
 
 
@@ -82,6 +75,7 @@ def worker(rank: int, address: str, plan: ClipRecipe, directory: str, output: Pa
     import torch.distributed as dist
 
     from sensorium.backbones.threads import physical_cores
+    from sensorium.training import checkpoint
     from sensorium.training.clip_overview import overview_of
     from sensorium.training.clip_task import ClipTask
     from sensorium.training.clip_write import write_two_tower
@@ -94,12 +88,12 @@ def worker(rank: int, address: str, plan: ClipRecipe, directory: str, output: Pa
         torch.set_num_threads(max(1, physical_cores() // world))
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     base = TwoTower(directory)
-    material = gather(plan, base, _say if rank == 0 else lambda _: None)
+    material = gather(plan, base, say if rank == 0 else lambda _: None)
     torch.manual_seed(plan.train.seed)
     heads = make_heads(plan, base, material)
     sides = {side: make_side(side, plan, base, material) for side in SIDES}
     towers: dict[Side, Any] = {side: source.tower for side, source in sides.items() if source.tower is not None}
-    held = {side: trainable.held(tower) for side, tower in towers.items()}
+    still = {side: trainable.held(tower) for side, tower in towers.items()}
     temperature = Temperature(plan.loss)
     task = ClipTask(
         heads["image"], heads["text"], temperature, sides["image"], sides["text"], material.pairs, material.places,
@@ -111,11 +105,11 @@ def worker(rank: int, address: str, plan: ClipRecipe, directory: str, output: Pa
     kept |= {"train.batch": plan.train.batch, "train.seed": plan.train.seed, "train.dropout": plan.train.dropout}
     kept |= {"unfreeze": list(plan.unfreeze)} if plan.unfreeze else {}
     if rank == 0:
-        _say(f"Training {plan.name}:")
-        _say(overview_of(plan, base, heads, towers, len(material.pairs), task.size))
+        say(f"Training {plan.name}:")
+        say(overview_of(plan, base, heads, towers, len(material.pairs), task.size))
 
     def report(p: Any) -> None:
-        _say(
+        say(
             f"step {p.step:5d}/{p.steps}  loss {p.loss:.4f}  scale {p.parts['scale']:.1f}  "
             f"{p.tokens_per_s:.0f} pairs/s  {p.minutes:.1f} min"
         )
@@ -127,17 +121,20 @@ def worker(rank: int, address: str, plan: ClipRecipe, directory: str, output: Pa
             output / "composition", plan, base, features, heads, towers, scale, data=material.facts, run=run
         )
 
-    with StopRequest() as stopping:
+    begun = checkpoint.check(output, kept) if resume else 0
+    with StopRequest() as stopping, in_a_sentence(output):
         limits: Any = plan.train  # has what the loop reads of any recipe
         steps = train_loop(
             task, limits, output, rank=rank, world=world, resume=resume, facts=kept, stopping=stopping, report=report,
             snapshot=write,
         )  # fmt: skip
-    if any(trainable.held(tower) != held[side] for side, tower in towers.items()):
+    if any(trainable.held(tower) != still[side] for side, tower in towers.items()):
         raise SensoriumError("What a tower holds frozen changed while it learnt; this is a bug, please report it.")
     if rank == 0:
+        if begun == steps:
+            say(ended_before(output, steps))
         write(steps)
-        _say(f"Trained two-tower model: {output / 'composition'}")
+        say(f"Trained two-tower model: {output / 'composition'}")
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -189,8 +186,3 @@ def make_heads(plan: ClipRecipe, base: TwoTower, material: Material) -> dict[Sid
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sensorium.composition import file_sha256
-from sensorium.errors import SensoriumError, UsageError
+from sensorium.errors import SensoriumError
+from sensorium.hub.progress import say
 from sensorium.training import logs
 from sensorium.training.failures import in_a_sentence
 from sensorium.training.frozen import Frozen, obtain
 from sensorium.training.install import install
 from sensorium.training.launch import check_launcher, first_in_turn, launched, launcher_says, leave, meet
+from sensorium.training.output import check_same, going_on, held, keep_recipe, output_of
 from sensorium.training.preflight import check_recipe
 from sensorium.training.recipe import Recipe, StageRecipe, facts, load_recipe
 from sensorium.training.scene_store import StorePlan, build
 
-RECIPE = "recipe.yaml"
 DONE = "done.json"  # in a stage's directory, once it has taken its last step
 
 
@@ -41,7 +41,8 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
         KeyboardInterrupt: the run was interrupted; a checkpoint was written if a step had been taken.
     """
     rank, world = launched()
-    plan = load_recipe(recipe, [*overrides, *launcher_says(world)])  # before torch's seconds
+    changes = [*overrides, *launcher_says(world)]
+    plan = load_recipe(recipe, changes)  # before torch's seconds
     check_launcher(plan.train.processes)
     for stage in plan.plan():
         logs.check(stage.train.log)
@@ -49,53 +50,39 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
     from sensorium.training import checkpoint
     from sensorium.training.processes import run_ranks
 
-    output = Path(resume or plan.output)
+    checkpoints = [f"{stage.name}/{checkpoint.FILE}" if plan.stages else checkpoint.FILE for stage in plan.plan()]
+    output = output_of(plan.output, resume, checkpoints)
     plan = plan.model_copy(update={"output": str(output)})
     stages = plan.plan()
-    if resume and not (output / RECIPE).is_file():
-        raise UsageError(f"--resume {resume} is no output directory of a training run; it holds no {RECIPE}.")
-    if not resume and any((plan.directory(stage) / checkpoint.FILE).exists() for stage in stages):
-        raise UsageError(
-            f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
-            "place with --set output=DIR."
-        )
+    if resume:
+        check_same(output, plan, recipe, changes)
     check_recipe(plan, output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)  # before anything is fetched
-        if not os.access(output, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise unwritable(output, error) from None
-    met = meet(rank, world)
-    with first_in_turn(rank, world):
-        frozen = obtain(plan)
-        stores = compute_features(frozen)
-    kept = [
-        {**facts(plan, stage), **drawn_from(store), **frozen.fingerprints}
-        for stage, store in zip(stages, frozen.stores)
-    ]
-    first = first_stage(plan, kept) if resume else 0
-    try:
-        (output / RECIPE).write_text(plan.dump(), encoding="utf-8")
-    except OSError as error:
-        raise unwritable(output, error) from None
-    arguments = (plan, frozen, kept, stores, first, resume is not None)
-    try:
-        if world or plan.train.processes == 1:
-            in_process(rank, "env://", *arguments)
-        else:
-            run_ranks(in_process, plan.train.processes, arguments)
-    except KeyboardInterrupt:
-        if any((plan.directory(stage) / checkpoint.FILE).is_file() for stage in stages):
-            say(f"Interrupted; continue with: sensorium train {recipe} --resume {output}")
-        raise
-    finally:
-        if met:
-            leave()
-    if plan.evaluate and not rank:
-        evaluate(output / "composition")
-    if plan.install and not rank:
-        say(f"Installed: {install(output / 'composition', plan.install)}")
+    hint = going_on(None if rank else recipe, overrides, output, checkpoints)
+    with held(output, writes=not rank), hint:  # before anything is fetched
+        met = meet(rank, world)
+        with first_in_turn(rank, world):
+            frozen = obtain(plan)
+            stores = compute_features(frozen)
+        kept = [
+            {**facts(plan, stage), **drawn_from(store), **frozen.fingerprints}
+            for stage, store in zip(stages, frozen.stores)
+        ]
+        first = first_stage(plan, kept) if resume else 0
+        if not rank:
+            keep_recipe(output, plan.dump())
+        arguments = (plan, frozen, kept, stores, first, resume is not None)
+        try:
+            if world or plan.train.processes == 1:
+                in_process(rank, "env://", *arguments)
+            else:
+                run_ranks(in_process, plan.train.processes, arguments)
+        finally:
+            if met:
+                leave()
+        if plan.evaluate and not rank:
+            evaluate(output / "composition")
+        if plan.install and not rank:
+            say(f"Installed: {install(output / 'composition', plan.install)}")
     return output / "composition"
 
 
@@ -124,11 +111,6 @@ def evaluate(trained: Path) -> None:
     manifest["metrics"] = {"photographs, development half": [{key: row[key] for key in kept} for row in rows]}
     with hub.atomic_write(trained / MANIFEST, "w") as file:
         file.write(json.dumps(manifest, indent=1) + "\n")
-
-
-def unwritable(output: Path, error: OSError) -> SensoriumError:
-    """What to say of an output that cannot be written."""
-    return SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.")
 
 
 def drawn_from(store: StorePlan | None) -> dict[str, str]:
@@ -180,9 +162,3 @@ def compute_features(frozen: Frozen) -> tuple[Path | None, ...]:
 
             directories.append(build(plan, report=report))
     return tuple(directories)
-
-
-def say(text: str) -> None:
-    """A line on standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,26 @@ from torch import Tensor
 from sensorium import hub
 from sensorium.backbones.threads import physical_cores
 from sensorium.composition import FILE, MANIFEST, Composition, file_sha256
-from sensorium.errors import SensoriumError, UsageError
+from sensorium.errors import SensoriumError
 from sensorium.evaluation.speech_metrics import error_rate
 from sensorium.generators import create
+from sensorium.hub.progress import say
 from sensorium.model import Model
 from sensorium.projectors.output import filled, torch_class
 from sensorium.prompt import TEMPLATES
 from sensorium.seams import BACKBONE, GENERATOR
 from sensorium.training import checkpoint
 from sensorium.training.backbone import digest_frozen
+from sensorium.training.failures import in_a_sentence
 from sensorium.training.loop import train_loop
 from sensorium.training.objectives.ctc import greedy_units
+from sensorium.training.output import check_same, ended_before, going_on, held, keep_recipe, output_of
 from sensorium.training.overrides import read
 from sensorium.training.processes import StopRequest
 from sensorium.training.speak_export import export_output
 from sensorium.training.speak_recipe import SpeakRecipe
 from sensorium.training.speak_task import SpeakTask, frames_of, logits_of
 from sensorium.training.speak_texts import Corpora, Corpus
-
-RECIPE = "recipe.yaml"
 
 
 def read_recipe(recipe: Path, overrides: Sequence[str] = ()) -> SpeakRecipe:
@@ -52,19 +52,18 @@ def train_speak(recipe: Path | SpeakRecipe, overrides: Sequence[str] = (), resum
         KeyboardInterrupt: the run was interrupted; a checkpoint was written if a step had been taken.
     """
     plan = recipe if isinstance(recipe, SpeakRecipe) else read_recipe(recipe, overrides)
-    output = Path(resume or plan.output)
-    if resume and not (output / RECIPE).is_file():
-        raise UsageError(f"--resume {resume} is no output directory of a training run; it holds no {RECIPE}.")
-    if not resume and (output / checkpoint.FILE).exists():
-        raise UsageError(
-            f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
-            "place with --set output=DIR."
-        )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / RECIPE).write_text(plan.dump(), encoding="utf-8")
-    except OSError as error:
-        raise SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.") from None
+    file = recipe if isinstance(recipe, Path) else None
+    output = output_of(plan.output, resume, [checkpoint.FILE])
+    if resume:
+        check_same(output, plan, file, overrides)
+    with held(output), going_on(file, overrides, output, [checkpoint.FILE]), in_a_sentence(output):
+        keep_recipe(output, plan.dump())
+        _run(plan, output, resume is not None)
+    return output / "composition"
+
+
+def _run(plan: SpeakRecipe, output: Path, resume: bool) -> None:
+    """Load the frozen parts, make the texts, train and write."""
     torch.set_num_threads(physical_cores())
     torch.manual_seed(plan.train.seed)
     model = Model(Composition.find(plan.composition)).load()
@@ -72,11 +71,11 @@ def train_speak(recipe: Path | SpeakRecipe, overrides: Sequence[str] = (), resum
     spec, tokenizer = model.parts.backbone.get(), model.parts.tokenizer.get()
     end = tokenizer.special(TEMPLATES[model.composition.spec.backbone.template].end)
     table = torch.from_numpy(np.asarray(model.parts.bare.get().embed(range(spec.vocab)))).half()
-    made = Corpora(model, generator, _say)
+    made = Corpora(model, generator, say)
     corpora: dict[str, Corpus] = {
         name: _corpus(made, name, plan.data.sources[name].texts, plan.data.seed) for name in plan.data.sources
     }
-    held = {
+    unseen = {
         "fortunes": made.sentences("fortunes", plan.data.held_out, plan.data.seed),
         "answers": made.answers(plan.data.held_out, plan.data.seed, held_out=True),
     }
@@ -84,7 +83,7 @@ def train_speak(recipe: Path | SpeakRecipe, overrides: Sequence[str] = (), resum
     options = filled(plan.projector.kind, plan.projector.options)
     projector = torch_class(plan.projector.kind)(spec.dim, len(generator.units), **options)
     task = SpeakTask(
-        projector, table, corpora, weights, end, plan.data.state_dropout, plan.train, generator.space, tokenizer.decode
+        projector, table, corpora, weights, end, plan.data.state_dropout, plan.train, tokenizer.decode, generator.space
     )
     facts: dict[str, Any] = {
         "projector": {"kind": plan.projector.kind, **options},
@@ -94,28 +93,29 @@ def train_speak(recipe: Path | SpeakRecipe, overrides: Sequence[str] = (), resum
         "train.seed": plan.train.seed,
     }
     learnt = sum(parameter.numel() for parameter in projector.parameters())
-    _say(f"Training {plan.name}: {learnt / 1e6:.1f} M parameters, texts {facts['texts']}")
-    _say(
-        f"Units per token: {_slack([*corpora.values(), *held.values()])} (median, 99th and 99.9th percentile, most); "
+    say(f"Training {plan.name}: {learnt / 1e6:.1f} M parameters, texts {facts['texts']}")
+    say(
+        f"Units per token: {_slack([*corpora.values(), *unseen.values()])} (median, 99th and 99.9th percentile, most); "
         f"slots {projector.upsample}"
     )
 
     def report(p: Any) -> None:
-        _say(f"step {p.step:5d}/{p.steps}  loss {p.loss:.4f}  {p.tokens_per_s:.0f} tokens/s  {p.minutes:.1f} min")
+        say(f"step {p.step:5d}/{p.steps}  loss {p.loss:.4f}  {p.tokens_per_s:.0f} tokens/s  {p.minutes:.1f} min")
 
     def write(step: int) -> None:
-        rates = {name: measure(projector, table, corpus, end) for name, corpus in held.items()}
-        _say("  ".join(f"{name}: {rate}" for name, rate in rates.items()))
+        rates = {name: measure(projector, table, corpus, end, tokenizer.decode) for name, corpus in unseen.items()}
+        say("  ".join(f"{name}: {rate}" for name, rate in rates.items()))
         _write(output / "composition", plan, model, generator, projector, {"steps": step}, rates)
 
     frozen = digest_frozen(projector)
+    begun = checkpoint.check(output, facts) if resume else 0
     with StopRequest() as stopping:
         limits: Any = plan.train  # has what the loop reads of any recipe
         steps = train_loop(
             task,
             limits,
             output,
-            resume=resume is not None,
+            resume=resume,
             facts=facts,
             stopping=stopping,
             report=report,
@@ -123,9 +123,10 @@ def train_speak(recipe: Path | SpeakRecipe, overrides: Sequence[str] = (), resum
         )
     if digest_frozen(projector) != frozen:
         raise SensoriumError("What the projector holds frozen changed; this is a bug, please report it.")
+    if begun == steps:
+        say(ended_before(output, steps))
     write(steps)
-    _say(f"Trained composition: {output / 'composition'}")
-    return output / "composition"
+    say(f"Trained composition: {output / 'composition'}")
 
 
 def _corpus(made: Corpora, name: str, number: int, seed: int) -> Corpus:
@@ -140,7 +141,9 @@ def _slack(corpora: Sequence[Corpus]) -> str:
 
 
 @torch.no_grad()
-def measure(projector: Any, table: Tensor, corpus: Corpus, end: int, rows: int = 16) -> dict[str, float]:
+def measure(
+    projector: Any, table: Tensor, corpus: Corpus, end: int, decode: Callable[[list[int]], str], rows: int = 16
+) -> dict[str, float]:
     """Phoneme error rate of a corpus: with the states it holds, and without any ("blind")."""
     result = {}
     for name in ("with", "blind") if corpus.states is not None else ("blind",):
@@ -148,7 +151,7 @@ def measure(projector: Any, table: Tensor, corpus: Corpus, end: int, rows: int =
         for i in range(0, len(corpus), rows):
             texts = [corpus.text(j) for j in range(i, min(i + rows, len(corpus)))]
             texts = [(ids, units, states if name == "with" else None) for ids, units, states in texts]
-            frames = frames_of(texts, end, table.shape[1])
+            frames = frames_of(texts, end, projector, decode)
             logits = logits_of(projector, table, frames)
             for row, (_, units, _) in enumerate(texts):
                 said = greedy_units(logits[row, : int(frames.lengths[row]) * projector.upsample])
@@ -197,8 +200,3 @@ def _write(
         text.write(yaml.safe_dump(spec, sort_keys=False))
     with hub.atomic_write(directory / MANIFEST, "w") as text:
         text.write(json.dumps(manifest, indent=1) + "\n")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

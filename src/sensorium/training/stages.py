@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sensorium import hub
 from sensorium.backbones.threads import physical_cores
 from sensorium.errors import SensoriumError
+from sensorium.hub.progress import say
 from sensorium.projectors.spec import tokens_for
 from sensorium.prompt import Tokens
 from sensorium.training import checkpoint
@@ -30,12 +31,13 @@ from sensorium.training.llama import without_lora
 from sensorium.training.load_backbone import load_backbone
 from sensorium.training.logs import open_loggers
 from sensorium.training.loop import train_loop
+from sensorium.training.output import ended_before
 from sensorium.training.overview import overview_of
 from sensorium.training.processes import StopRequest
 from sensorium.training.projectors import create_projector
 from sensorium.training.recipe import Recipe, StageRecipe
 from sensorium.training.report import write_report
-from sensorium.training.run import DONE, finished, say
+from sensorium.training.run import DONE, finished
 from sensorium.training.scene_store import SceneStore
 from sensorium.training.sharding import Sharded
 from sensorium.training.write import write_composition
@@ -114,6 +116,7 @@ def worker(
                 say(overviews[stage.name])
             task = make_task(rank, stage, plan, frozen, stores[number], tokenizer, projector, llm)
             goes_on = resume and number == first and (directory / checkpoint.FILE).is_file()
+            begun = checkpoint.check(directory, kept[number]) if goes_on else 0
             before = digest_frozen(llm) + digest_frozen(projector)
             with Display(stage.name, stage.train.steps, stage.train.minutes) if rank == 0 else nullcontext() as shown:
                 steps = train_loop(
@@ -126,6 +129,8 @@ def worker(
                     f"What stage {stage.name} holds frozen changed during it; this is a bug, please report it."
                 )
             held = before[:12]
+            if rank == 0 and begun == steps:
+                say(ended_before(Path(plan.output), steps))
             taken[stage.name] = {"steps": steps, "minutes": round((time.monotonic() - began) / 60, 1)}
             began = time.monotonic()
             if rank == 0:

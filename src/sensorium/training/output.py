@@ -1,0 +1,181 @@
+"""The output directory of a run: whose it is, and what to say when it cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sensorium import config, hub
+from sensorium.errors import SensoriumError, UsageError
+from sensorium.hub.progress import say
+from sensorium.training.overrides import flat
+
+RECIPE = "recipe.yaml"
+MOVED = ("output",)  # what a resumed run may say otherwise: a directory may be moved
+SAME = {
+    "steps": "epochs",
+    "epochs": "steps",
+    "rows": "batch_tokens",
+    "batch_tokens": "rows",
+}  # said in two ways
+
+
+def output_of(directory: str, resume: Path | None, checkpoints: Sequence[str]) -> Path:
+    """Where a run writes, checked before anything is fetched.
+
+    Args:
+        directory: what the recipe says.
+        resume: the output of the run that goes on, if one does.
+        checkpoints: files that a run leaves below its output, from which it could go on.
+
+    Raises:
+        UsageError: there is no run to resume, or one that a new run would overwrite.
+        SensoriumError: the run to resume was ended before its first checkpoint.
+    """
+    output = Path(resume or directory).expanduser()
+    if not _holds(output, checkpoints):
+        if resume and not (output / RECIPE).is_file():
+            raise UsageError(f"--resume {resume} is no output directory of a training run; it holds no {RECIPE}.")
+        if resume:
+            raise SensoriumError(f"{output} holds no checkpoint to resume from; leave --resume out to start anew.")
+    elif not resume:
+        raise UsageError(
+            f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
+            "place with --set output=DIR."
+        )
+    return output
+
+
+def check_same(output: Path, plan: BaseModel, recipe: Path | None, overrides: Sequence[str]) -> None:
+    """Refuse to resume a run with a recipe that says something else than it was begun with, unless ``--set`` asks for
+    it: a forgotten ``--set`` must not end a run early.
+
+    Args:
+        output: of the run to resume.
+        plan: the recipe now, changed by ``overrides``.
+        recipe: its file, if it has one.
+
+    Raises:
+        UsageError: a value differs that no override names.
+    """
+    saved = output / RECIPE
+    try:
+        before = config.validate(config.read_yaml(saved)[0], type(plan), saved)
+    except UsageError:  # damaged, or of another version: what must not change is in the checkpoint as well
+        return
+    was, now = (_values(one) for one in (before, plan))
+    said = [text.partition("=")[0].strip() for text in overrides]
+    missing = object()
+    keys = [key for key in dict.fromkeys([*now, *was]) if was.get(key, missing) != now.get(key, missing)]
+    silent = [key for key in keys if key.split(".")[0] not in MOVED and not any(_names(one, key) for one in said)]
+    if silent:
+        then, after = (_yaml(side[silent[0]]) if silent[0] in side else "nothing" for side in (was, now))
+        more = f" ({len(silent) - 1} more differ)" if len(silent) > 1 else ""
+        raise UsageError(
+            f"{output} was begun with {silent[0]}={then}, and {recipe or 'the recipe'} says {after}{more}; add "
+            f"{shlex.join(['--set', f'{silent[0]}={then}'])} to go on as it was, or --set with the new value."
+        )
+
+
+@contextlib.contextmanager
+def held(output: Path, writes: bool = True) -> Iterator[None]:
+    """Make the directory and, for a process that writes, keep other runs out of it for as long as this one lasts.
+
+    Raises:
+        SensoriumError: it cannot be written, or another run is writing there.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if not os.access(output, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except FileExistsError:
+        raise SensoriumError(f"The output {output} is no directory; choose another with --set output=DIR.") from None
+    except OSError as error:
+        raise SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.") from None
+    with contextlib.ExitStack() as stack:
+        if writes:
+            try:
+                stack.enter_context(hub.file_lock(output / "run", timeout=0))
+            except SensoriumError:
+                raise SensoriumError(
+                    f"Another run is writing into {output}; wait for its end, or choose another place with --set "
+                    "output=DIR."
+                ) from None
+        yield
+
+
+def keep_recipe(output: Path, recipe: str) -> None:
+    """Save the resolved recipe with the run. Raises SensoriumError when it cannot be written."""
+    with hub.atomic_write(output / RECIPE, "w") as file:
+        file.write(recipe)
+
+
+@contextlib.contextmanager
+def going_on(recipe: Path | None, overrides: Sequence[str], output: Path, checkpoints: Sequence[str]) -> Iterator[None]:
+    """Inside, an interrupt says how to go on from a checkpoint, if there is one.
+
+    Args:
+        recipe: the file; None says nothing.
+        overrides: the changes of it, which belong to the command.
+        output, checkpoints: as `output_of` has them.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if recipe is not None and _holds(output, checkpoints):
+            say(f"Interrupted; continue with: {how_to_go_on(recipe, overrides, output)}")
+        raise
+
+
+def how_to_go_on(recipe: Path, overrides: Iterable[str], output: Path) -> str:
+    """The command that continues a run as it was: the changes of the recipe belong to it."""
+    changes = [part for override in overrides for part in ("--set", override)]
+    return shlex.join(["sensorium", "train", str(recipe), *changes, "--resume", str(output)])
+
+
+def ended_before(output: Path, steps: int) -> str:
+    """What to say of a resumed run that had taken its last step already."""
+    return (
+        f"The run in {output} had ended already, behind step {steps}, so nothing was trained; raise its steps or "
+        "minutes with --set to train on."
+    )
+
+
+def _holds(output: Path, checkpoints: Sequence[str]) -> bool:
+    return any((output / name).is_file() for name in checkpoints)
+
+
+def _values(plan: BaseModel) -> Mapping[str, Any]:
+    """All values by dotted key, stages by their name."""
+    data = plan.model_dump(mode="json")
+    stages = data.pop("stages", None) or ()
+    return dict(flat(data)) | {f"stages.{stage['name']}.{key}": value for stage in stages for key, value in flat(stage)}
+
+
+def _names(given: str, key: str) -> bool:
+    """Whether an override of ``given`` decides ``key``; one of the recipe reaches into its stages."""
+    parts = key.split(".")
+    keys = [parts, parts[2:]] if parts[0] == "stages" else [parts]
+    for way in keys:
+        for end in (way[-1:], [SAME.get(way[-1], "")] if way else []):
+            full = ".".join([*way[:-1], *end])
+            if full == given or full.startswith(f"{given}."):
+                return True
+    return parts[0] == "stages" and given.startswith("stages.") and _numbered(given, parts)
+
+
+def _numbered(given: str, parts: Sequence[str]) -> bool:
+    """``stages.0.train`` names a stage by its number."""
+    _, number, *rest = given.split(".")
+    return number.isdigit() and list(parts[2 : 2 + len(rest)]) == rest
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
