@@ -63,7 +63,7 @@ def test_what_it_declares(encoder):
     assert isinstance(encoder, encoders.AudioEncoder)
     assert (spec.dim, spec.layout, spec.rate_hz) == (384, encoders.Sequence(), 50)
     assert len(spec.fingerprint) == 64
-    assert set(encoders.audio_kinds()) == {"whisper-tiny.en", "whisper-base"}
+    assert set(encoders.audio_kinds()) == {"whisper-tiny.en", "whisper-base", "linear-frames"}
 
 
 def test_lengths_and_independence(encoder):

@@ -126,10 +126,10 @@ def test_a_second_question_about_a_picture_prefills_only_what_is_new(model):
 
 
 def test_remembered_pictures_are_bounded(model, monkeypatch):
-    monkeypatch.setattr("sensorium.model.REMEMBERED_PICTURES", 3)
+    monkeypatch.setattr("sensorium.perception.REMEMBERED", 3)
     for i in range(6):
-        model.see(sensorium.load_image(colour(i, i, i)))
-    assert len(model._seen) == 3
+        model.perceive(sensorium.load_image(colour(i, i, i)))
+    assert len(model._perception._known) == 3
 
 
 def test_a_text_only_composition_refuses_pictures(tmp_path, home):
@@ -327,7 +327,7 @@ def test_questions_must_not_be_empty(model):
 def test_parallel_questions_equal_sequential_ones(model):
     pictures = [colour(40 * i, 255 - 40 * i, 90) for i in range(6)]
     alone = [model.ask("What?", image=p, max_tokens=8) for p in pictures]
-    model._seen.clear()
+    model._perception.forget()
     together: dict[int, str] = {}
     threads = [
         threading.Thread(target=lambda i=i: together.update({i: model.ask("What?", image=pictures[i], max_tokens=8)}))

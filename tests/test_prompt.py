@@ -166,7 +166,15 @@ def test_openai_messages_with_data_urls():
         ([{"role": "user", "content": 3}], "content is a int"),
         ([{"role": "user", "content": [{"type": "text"}]}], r"content\[0\]: a text part needs"),
         ([{"role": "user", "content": [{"text": "no type"}]}], "no content part"),
-        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "'input_audio' are not taken"),
+        ([{"role": "user", "content": [{"type": "video_url", "video_url": {}}]}], "'video_url' are not taken"),
+        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "needs 'input_audio': {'data'"),
+        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "@"}}]}], "sound is malformed"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "an audio part needs 'audio', a path, bytes or an array"),
+        ([{"role": "user", "content": [{"type": "audio", "audio": np.zeros(9)}]}], "needs its rate"),
+        (
+            [{"role": "user", "content": [{"type": "audio_url", "audio_url": "data:audio/wav,abc"}]}],
+            "URL of a sound must be a data: URL in base64, such as data:audio/wav",
+        ),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "needs a data: URL"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": "https://example.org/a.png"}]}],

@@ -1,8 +1,8 @@
 """A whole composition of a few hundred kilobytes with random weights, written in milliseconds: nothing is downloaded.
 
 The language model is a real llama-architecture GGUF (2 layers, width 64, byte-level BPE with ChatML markers), the
-encoder is `linear-patches`, the projector a one-layer `mlp` in ONNX, the LoRA touches every linear layer. Only the
-weights mean nothing.
+encoder is `linear-patches`, the projector a one-layer `mlp` in ONNX, the LoRA touches every linear layer. With
+`speech` it hears, too: `linear-frames` and a one-layer `stack`. Only the weights mean nothing.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import numpy as np
 DIM, LAYERS, HEADS, KV_HEADS, FFN, CONTEXT = 64, 2, 4, 2, 128, 512
 GRID, PATCH, FEATURES, POOL, RANK = 4, 4, 24, 2, 4
 TOKENS = (GRID // POOL) ** 2
+FRAME, SOUNDS, STACK = 320, 12, 8
 MERGES = ["t h", "th e", "Ġ a", "i n", "Ġ the", "a n"]
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = "{% for message in messages %}{{'<|im_start|>' + message['role']}}{% endfor %}"
 STRING, ARRAY, UINT32, INT32, FLOAT32, BOOL = 8, 9, 4, 5, 6, 7
 
 
-def write(directory: Path, *, lora: bool = True, projector: bool = True, seed: int = 0) -> Path:
+def write(directory: Path, *, lora: bool = True, projector: bool = True, speech: bool = False, seed: int = 0) -> Path:
     """Write a composition into `directory` and return the directory."""
     from sensorium.backbones.gguf import GGUF
     from sensorium.composition import file_sha256
-    from sensorium.encoders import create
+    from sensorium.encoders import create, create_audio
 
     directory.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
@@ -53,6 +54,8 @@ encoders:
 projectors:
   image: {{kind: mlp, encoder: image, weights: image.safetensors, onnx: image.onnx, options: {{pool: {POOL}}}}}
 """
+        if speech:
+            text = with_speech(directory, text, np.random.default_rng(seed + 1))
     if lora:
         text += "lora: {weights: lora.safetensors, active: media}\n"
         write_lora(directory / "lora.safetensors", random)
@@ -60,11 +63,54 @@ projectors:
     with GGUF(directory / "llm.gguf") as gguf:
         frozen = {"backbone": gguf.fingerprint}
     frozen["encoders.image"] = create("linear-patches", directory / "patches.npy", grid=GRID).spec.fingerprint
-    trained = [name for name in ("image.onnx", "image.safetensors", "lora.safetensors") if (directory / name).is_file()]
+    if speech:
+        frozen["encoders.speech"] = create_audio("linear-frames", directory / "frames.npy").spec.fingerprint
+    names = ("image.onnx", "image.safetensors", "lora.safetensors", "listen.onnx", "listen.safetensors")
+    trained = [name for name in names if (directory / name).is_file()]
     files = {name: file_sha256(directory / name) for name in trained}
     manifest = {"schema": 1, "recipe": "tests/tiny.py", "frozen": frozen, "files": files, "metrics": {}}
     (directory / "manifest.json").write_text(json.dumps(manifest))
     return directory
+
+
+def with_speech(directory: Path, text: str, random: np.random.Generator) -> str:
+    """Write the parts that hear, and return the composition's text with them."""
+    np.save(directory / "frames.npy", random.normal(size=(FRAME, SOUNDS)).astype(np.float32))
+    write_stack(directory / "listen.onnx", random)
+    encoder = 'speech: {kind: linear-frames, part: {source: "file:frames.npy", licence: Apache-2.0}}'
+    files = "weights: listen.safetensors, onnx: listen.onnx"
+    projector = f"speech: {{kind: stack, encoder: speech, {files}, options: {{stack: {STACK}}}}}"
+    return text.replace("projectors:\n", f"  {encoder}\nprojectors:\n") + f"  {projector}\n"
+
+
+def write_stack(
+    path: Path, random: np.random.Generator, features: int = SOUNDS, dim: int = DIM, stack: int = STACK
+) -> None:
+    """A `stack` projector: zeros behind the end up to whole stacks, which are laid side by side, then one layer."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    from safetensors.numpy import save_file
+
+    weight = random.normal(0, 0.3, (features * stack, dim)).astype(np.float32)
+    save_file({"weight": weight}, str(path.with_suffix(".safetensors")))
+    integers = {"zeros": [0, 0, 0, 0], "zero": [0], "size": [stack], "shape": [1, -1, features * stack]}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Shape", ["features"], ["frames"], start=1, end=2),
+            helper.make_node("Neg", ["frames"], ["negative"]),
+            helper.make_node("Mod", ["negative", "size"], ["missing"]),
+            helper.make_node("Concat", ["zeros", "missing", "zero"], ["pads"], axis=0),
+            helper.make_node("Pad", ["features", "pads"], ["padded"]),
+            helper.make_node("Reshape", ["padded", "shape"], ["stacked"]),
+            helper.make_node("MatMul", ["stacked", "weight"], ["embeds"]),
+        ],
+        "projector",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, "frames", features])],
+        [helper.make_tensor_value_info("embeds", TensorProto.FLOAT, [1, "positions", dim])],
+        [numpy_helper.from_array(weight, "weight")]
+        + [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in integers.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
 
 
 def vocabulary() -> list[str]:

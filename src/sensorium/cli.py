@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +69,7 @@ def ask(
         options["stop_ids"] = frozenset()
     question(text)  # an empty one is refused before anything loads
     _check_files(attach)
-    composed = _start(model, media=bool(attach))
+    composed = _start(model, media={"image"} if attach else ())
     pictures = [_picture(source) for source in attach]
     messages = question(text, pictures)
     composed.load()
@@ -95,7 +95,7 @@ def describe(
     """Caption pictures, one line each."""
     options = _sampling(max_tokens, temperature, seed)
     _check_files(files)
-    composed = _start(model, media=True).load()
+    composed = _start(model, media={"image"}).load()
     captions: dict[str, Any] = {}
 
     def each(name: str) -> None:
@@ -142,7 +142,7 @@ def classify(
 
         probabilities = classifier(_two_tower(model), labels)
     else:
-        composed = _start(model, media=True).load()
+        composed = _start(model, media={"image"}).load()
         probabilities = lambda picture: composed.classify(picture, labels)  # noqa: E731
     results: dict[str, Any] = {}
 
@@ -359,12 +359,12 @@ def _check_files(files: list[str]) -> None:
             _picture(name)  # says what is wrong with it
 
 
-def _start(name: str, media: bool | None) -> Model:
+def _start(name: str, media: Collection[str] | None) -> Model:
     """Begin to load a model in the background; `load()` on it waits and checks the seams."""
     from sensorium.composition import Composition
     from sensorium.model import Model
 
-    return Model(Composition.find(name)).start(media=media)
+    return Model(Composition.find(name)).start(media)
 
 
 def _two_tower(name: str) -> Any:

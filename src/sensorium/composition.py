@@ -37,8 +37,13 @@ HF_FILES = (
     "model.safetensors.index.json",
 )
 """What of a Hugging Face repository is fetched."""
-Modality = Literal["image"]
+Modality = Literal["image", "speech"]
 """What a composition can take in besides text."""
+ON_DEMAND: frozenset[Modality] = frozenset({"speech"})
+"""What is fetched and checked when it first comes: its parts need an extra, and who never speaks must not wait for
+them."""
+CHANGING: frozenset[Modality] = frozenset({"image"})
+"""What runs the LLM with its LoRA and new tokens (`active: media`); with anything else it runs as published."""
 Spoken = Literal["speech"]
 """What a composition can give besides text."""
 
@@ -157,7 +162,7 @@ class ProjectorConfig(_Strict):
 
 
 class LoraConfig(_Strict):
-    """Trained low-rank changes of the backbone, active only in conversations that hold media."""
+    """Trained low-rank changes of the backbone, active only in conversations that hold media of `CHANGING`."""
 
     weights: str
     active: Literal["media"] = "media"
@@ -262,6 +267,11 @@ class Composition:
                     f"{projector.encoder!r}, "
                     f"which is not declared; declared encoders: {known}."
                 )
+            if projector.encoder != name:
+                raise UsageError(
+                    f"{self.where('projectors', name, 'encoder')}: the projector {name!r} reads the encoder "
+                    f"{projector.encoder!r}, which takes another medium; write `encoder: {name}`."
+                )
         for spoken, output in self.spec.output_projectors.items():
             if output.generator not in self.spec.generators:
                 known = ", ".join(self.spec.generators) or "none"
@@ -346,13 +356,15 @@ class Composition:
             )
         return path
 
-    def tokens(self, modality: str, features: FeatureSpec) -> int:
-        """LLM positions that one medium takes (`projectors.spec.tokens_for`)."""
-        from sensorium.projectors.spec import tokens_for
+    def tokens(self, modality: str, features: FeatureSpec, frames: int | None = None) -> int:
+        """LLM positions that one medium takes, of so many `frames` where its features lie along time
+        (`projectors.spec`)."""
+        from sensorium.projectors.spec import positions_for, tokens_for
 
         projector = self.spec.projectors[modality]  # type: ignore[index]
         try:
-            return tokens_for(projector.kind, projector.options, features)
+            least = tokens_for(projector.kind, projector.options, features)
+            return least if frames is None else positions_for(projector.kind, projector.options, frames)
         except UsageError as error:
             raise UsageError(f"{self.where('projectors', modality)}: {error}") from None
 

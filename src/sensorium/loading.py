@@ -13,14 +13,14 @@ import hashlib
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sensorium import __version__, hub, seams
-from sensorium.composition import Composition, file_sha256
+from sensorium.composition import CHANGING, ON_DEMAND, Composition, file_sha256
 from sensorium.errors import SensoriumError, install
 from sensorium.hub.paths import remove_stale
 from sensorium.hub.progress import say
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sensorium.backbones.spec import BackboneSpec
     from sensorium.backbones.tokenizer import Tokenizer
     from sensorium.backbones.torch_engine import TorchModel
-    from sensorium.encoders.base import Encoder, FeatureSpec
+    from sensorium.encoders.base import FeatureSpec
     from sensorium.projectors.runtime import Projector
     from sensorium.projectors.units import UnitProjector
 
@@ -79,7 +79,7 @@ class Lazy(Generic[T]):
 
 @dataclass(frozen=True)
 class Changes:
-    """Files of what was trained of the LLM for conversations with media, if anything was."""
+    """Files of what was trained of the LLM for conversations with pictures, if anything was."""
 
     lora: Path | None = None
     new_tokens: Path | None = None
@@ -104,7 +104,8 @@ class Parts:
         runs_on: "onnx" or "torch": which engine runs it.
         bare, media: engines of the LLM as published, and with the composition's LoRA and new tokens. Without these they
             are the same engine.
-        features, encoders, projectors: by modality.
+        features, encoders, projectors: by kind of media.
+        seams: by kind of media: the checks of encoder and projector, made once.
         generator: of speech; hibari where the composition declares none.
         output: the output projector that speaks to it, every seam checked; None where there is none.
     """
@@ -121,28 +122,44 @@ class Parts:
         changed = spec.lora or spec.new_tokens
         self.media: Lazy[Engine] = Lazy(lambda: self._engine(Changes.of(composition))) if changed else self.bare
         self.features: dict[str, Lazy[FeatureSpec]] = {m: _bind(self._features, m) for m in spec.encoders}
-        self.encoders: dict[str, Lazy[Encoder]] = {m: _bind(self._encoder, m) for m in spec.encoders}
+        self.encoders: dict[str, Lazy[Any]] = {m: _bind(self._encoder, m) for m in spec.encoders}
         self.projectors: dict[str, Lazy[Projector]] = {m: _bind(self._projector, m) for m in spec.projectors}
+        self.seams: dict[str, Lazy[None]] = {m: _bind(self._check_seam, m) for m in spec.projectors}
         self.generator: Lazy[Any] = Lazy(self._generator)
         self.output: Lazy[UnitProjector | None] = Lazy(self._output)
 
-    def fetch(self) -> None:
-        """Fetch every frozen part, one after the other, so that progress bars do not mix."""
+    def fetch(self, kinds: Collection[str] = ()) -> None:
+        """Fetch the frozen parts, one after the other, so that progress bars do not mix. Those that are for `ON_DEMAND`
+        media come with `kinds` that name them."""
         self.composition.backbone_path(progress=self.progress)
         for name in self.composition.spec.encoders:
-            hub.fetch(self.composition.part("encoders", name), progress=self.progress)
+            if name in kinds or name not in ON_DEMAND:
+                hub.fetch(self.composition.part("encoders", name), progress=self.progress)
 
-    def start(self, *, media: bool) -> None:
-        """Begin to load what a conversation with or without media needs, in threads."""
-        llm = self.media if media else self.bare
-        ahead: list[Lazy[Any]] = [llm, self.tokenizer]
-        if media:
-            ahead += [*self.encoders.values(), *self.projectors.values()]
+    def start(self, kinds: Collection[str]) -> None:
+        """Begin to load what a conversation with such media needs, in threads."""
+        ahead: list[Lazy[Any]] = [self.engine(kinds), self.tokenizer]
+        for held in (self.encoders, self.projectors):
+            ahead += [held[kind] for kind in kinds if kind in held]
         for part in ahead:
             part.start()
 
+    def engine(self, kinds: Collection[str]) -> Lazy[Engine]:
+        """The engine of conversations with such media."""
+        return self.media if CHANGING.intersection(kinds) else self.bare
+
+    def reader(self, kinds: Collection[str]) -> Lazy[Tokenizer]:
+        """The tokenizer of conversations with such media."""
+        return self.tokenizer if CHANGING.intersection(kinds) else self.bare_tokenizer
+
+    def sense(self, kind: str) -> tuple[Any, Projector]:
+        """The encoder and the projector of a kind of media, their seams checked."""
+        self.seams[kind].get()
+        return self.encoders[kind].get(), self.projectors[kind].get()
+
     def check(self) -> None:
-        """Check every seam and digest. Raises SensoriumError or UsageError with one sentence."""
+        """Check every seam and digest, but those of `ON_DEMAND` media and of output, which are checked when they are
+        first used. Raises SensoriumError or UsageError with one sentence."""
         composition = self.composition
         backbone = self.backbone.get()
         self.runs_on.get()
@@ -151,10 +168,14 @@ class Parts:
         seams.check_lora(composition, backbone)
         if composition.spec.new_tokens:
             seams.check_new_tokens(composition, backbone, self.bare_tokenizer.get())
-        for modality, projector in composition.spec.projectors.items():
-            features = self.features[projector.encoder].get()
-            seams.check_fingerprint(composition, seams.part_name(projector.encoder), features.fingerprint)
-            seams.check_projector(composition, modality, features, self.projectors[modality].get(), backbone)
+        for kind, seam in self.seams.items():
+            if kind not in ON_DEMAND:
+                seam.get()
+
+    def _check_seam(self, kind: str) -> None:
+        features = self.features[kind].get()
+        seams.check_fingerprint(self.composition, seams.part_name(kind), features.fingerprint)
+        seams.check_projector(self.composition, kind, features, self.projectors[kind].get(), self.backbone.get())
 
     # How each part is made --------------------------------------------------------------------------------------------
 
@@ -277,12 +298,13 @@ class Parts:
         mark_used(directory)
         return directory
 
-    def _encoder(self, modality: str) -> Encoder:
+    def _encoder(self, modality: str) -> Any:
         from sensorium import encoders
 
+        create = encoders.create_audio if modality == "speech" else encoders.create
         declared = self.composition.spec.encoders[modality]  # type: ignore[index]
         options = {"threads": self.threads, **declared.options}
-        encoder = encoders.create(declared.kind, self._path("encoders", modality), **options)
+        encoder = create(declared.kind, self._path("encoders", modality), **options)
         # What `features` remembered may come from an older version of the encoder's code: the one that runs decides.
         seams.check_fingerprint(self.composition, seams.part_name(modality), encoder.spec.fingerprint)
         return encoder

@@ -1,20 +1,14 @@
-"""The composed model: messages -> embeddings -> tokens -> text. The heart of Sensorium.
+"""The composed model: messages -> embeddings -> tokens -> text, and speech. The heart of Sensorium.
 
-    messages --prompt.render--> spans --encoder, projector--> segments --engine--> tokens --detokeniser--> pieces of
-    text
-
-A conversation without media runs the backbone as published, bit for bit. One that holds media runs the same backbone
-with the composition's LoRA and new tokens, where it has them.
+messages --perception.py--> segments --engine--> tokens --detokeniser--> pieces of text
+                                               --speech.py--> sound
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -23,42 +17,21 @@ import numpy as np
 from sensorium.answer import Answer, Scores, StopText, Stream, Timings, TokenLogprob, Usage
 from sensorium.arguments import check_model, check_names, check_threads, several, stop_strings
 from sensorium.composition import Composition
-from sensorium.errors import SensoriumError, UsageError
+from sensorium.errors import UsageError
 from sensorium.loading import Parts
-from sensorium.media import Image, load_image
+from sensorium.media import load_image
 from sensorium.messages import Message, parse_messages
-from sensorium.prompt import TEMPLATES, Rendered, render
+from sensorium.perception import Perceived, Perception, Prepared
+from sensorium.prompt import TEMPLATES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sensorium.backbones.engine import Engine, SamplingParams, Segment, Stats, Step
-    from sensorium.backbones.tokenizer import Tokenizer
+    from sensorium.backbones.engine import SamplingParams, Stats, Step
     from sensorium.speech import Cascade, Spoken
     from sensorium.two_tower import TwoTower
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
-REMEMBERED_PICTURES = 64
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What is kept of a picture: projected embeddings float32 [tokens, dim], pooled features float32 [feature dim]."""
-
-    embeds: np.ndarray
-    pooled: np.ndarray
-    key: str
-
-
-@dataclass
-class Prepared:
-    """A conversation ready for the engine."""
-
-    rendered: Rendered
-    segments: list[Segment]
-    engine: Engine
-    tokenizer: Tokenizer
-    encode_s: float
 
 
 class Model:
@@ -77,8 +50,7 @@ class Model:
         check_threads(threads)
         self.composition = composition
         self.parts = Parts(composition, threads, progress)
-        self._seen: OrderedDict[str, Seen] = OrderedDict()
-        self._lock = threading.Lock()
+        self._perception = Perception(self.parts)
         self._started: float | None = None
         self._loaded = False
         self._load_s = 0.0
@@ -88,13 +60,13 @@ class Model:
         """The composition's name."""
         return self.composition.name
 
-    def start(self, *, media: bool | None = None) -> Model:
-        """Fetch the parts, and begin to load in threads what a conversation with (True) or without (False) media
-        needs."""
+    def start(self, media: Collection[str] | None = None) -> Model:
+        """Fetch the parts, and begin to load in threads what a conversation with such kinds of media ("image",
+        "speech", or none) needs."""
         self._started = self._started or time.perf_counter()
-        self.parts.fetch()
+        self.parts.fetch(media or ())
         if media is not None:
-            self.parts.start(media=media)
+            self.parts.start(media)
         return self
 
     def load(self) -> Model:
@@ -127,7 +99,7 @@ class Model:
         """Continue a conversation.
 
         Args:
-            messages: a text, `Message`s or OpenAI-style dicts (`prompt.parse_messages`).
+            messages: a text, `Message`s or OpenAI-style dicts (`messages.parse_messages`).
             stream: give a `Stream` of text pieces instead of the whole `Answer`.
             stop: strings that end the answer; they are not part of it.
             cancel: set it from another thread to end the answer early.
@@ -138,7 +110,7 @@ class Model:
         Raises:
             UsageError: the messages or options are malformed, or the conversation is longer than the backbone's
                 context.
-            SensoriumError: a picture cannot be read.
+            SensoriumError: a picture or sound cannot be read.
         """
         from sensorium.backbones.engine import Stats
 
@@ -203,7 +175,7 @@ class Model:
             raise UsageError(f'the head is {head!r}; use "clip", or None for the features of the encoder.')
         if head == "clip" or text is not None or image is None:
             return self.two_tower.embed(image, text=text)
-        pooled = self.see(load_image(image)).pooled
+        pooled = self.perceive(load_image(image)).pooled
         return pooled / max(float(np.linalg.norm(pooled)), 1e-12)
 
     @cached_property
@@ -232,54 +204,14 @@ class Model:
     # The path from messages to tokens ---------------------------------------------------------------------------------
 
     def prepare(self, messages: Sequence[Message], *, blind: bool = False) -> Prepared:
-        """Lay out a conversation, encode its pictures (unless `blind`, which leaves them out) and choose the engine."""
-        from sensorium.backbones.engine import Segment
+        """What the engine reads of a conversation; see `Perception.prepare`."""
+        prepared = self._perception.prepare(messages, blind=blind)
+        self._load_s += prepared.load_s
+        return prepared
 
-        media = any(message.media for message in messages)
-        if media and not self.composition.spec.projectors:
-            raise UsageError(f"the model {self.name!r} takes text only, and the conversation holds a picture.")
-        started = time.perf_counter()
-        self.parts.start(media=media)
-        engine = (self.parts.media if media else self.parts.bare).get()
-        tokenizer = (self.parts.tokenizer if media else self.parts.bare_tokenizer).get()
-        if media:
-            self.parts.encoders["image"].get()
-            self.parts.projectors["image"].get()
-        self._load_s += time.perf_counter() - started
-        started = time.perf_counter()
-        template = self.composition.spec.backbone.template
-        rendered = render(messages, tokenizer, 0 if blind else self._count, template=template)
-        seen = [] if blind else [self.see(picture) for picture in rendered.media]
-        segments: list[Segment] = []
-        ids: list[int] = []
-        for span in rendered.spans:
-            if span.media is None or blind:
-                ids.extend(span.ids)
-                continue
-            medium = seen[span.media]
-            if len(medium.embeds) != span.count:
-                raise SensoriumError(f"a picture takes {len(medium.embeds)} tokens where {span.count} were laid out.")
-            segments += [Segment(ids=tuple(ids)), Segment(embeds=medium.embeds, key=medium.key)]
-            ids = []
-        segments.append(Segment(ids=tuple(ids)))
-        return Prepared(rendered, segments, engine, tokenizer, time.perf_counter() - started if media else 0.0)
-
-    def see(self, picture: Image) -> Seen:
-        """Encode and project one picture, or remember it: the same picture is encoded once."""
-        encoder, projector = self.parts.encoders["image"].get(), self.parts.projectors["image"].get()
-        name = f"{picture.sha256}:{encoder.spec.fingerprint}:{projector.path}"
-        with self._lock:
-            if name in self._seen:
-                self._seen.move_to_end(name)
-                return self._seen[name]
-        features = encoder.encode([picture.pixels])
-        key = hashlib.sha256(name.encode()).hexdigest()
-        seen = Seen(projector(features)[0], features[0].mean(axis=0), key)
-        with self._lock:
-            self._seen[name] = seen
-            while len(self._seen) > REMEMBERED_PICTURES:
-                self._seen.popitem(last=False)
-        return seen
+    def perceive(self, medium: Any, features: np.ndarray | None = None) -> Perceived:
+        """What the LLM reads of a picture or a sound; see `Perception.perceive`."""
+        return self._perception.perceive(medium, features)
 
     def score(self, messages: Sequence[Message], choices: Sequence[str], *, blind: bool = False) -> Scores:
         """How probable whole answers are, from one prefill.
@@ -287,16 +219,13 @@ class Model:
         Args:
             messages: the conversation before the answer.
             choices: the answers to score.
-            blind: leave the pictures out and change nothing else: what the answers get without having seen anything.
+            blind: leave the media out and change nothing else: what the answers get without having seen anything.
         """
         prepared = self.prepare(messages, blind=blind)
         tokenizer = prepared.tokenizer
         end = TEMPLATES[self.composition.spec.backbone.template].end_id(tokenizer)
         ids = [[*tokenizer.encode_answer(choice), end] for choice in choices]
         return Scores(prepared.engine.score(prepared.segments, ids), np.array([len(i) for i in ids]))
-
-    def _count(self, medium: Any) -> int:
-        return self.composition.tokens("image", self.parts.features["image"].get())
 
     def _params(self, sampling: dict[str, Any]) -> SamplingParams:
         from sensorium.backbones.engine import SamplingParams

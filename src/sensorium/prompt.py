@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from sensorium.errors import SensoriumError, UsageError
-from sensorium.messages import Message, Slot, parse_messages
+from sensorium.messages import Message, Slot, kind_of, parse_messages
 
 __all__ = [
     "IGNORE",
@@ -142,22 +142,36 @@ class Template:
             raise SensoriumError("The tokenizer has no token that ends a text; choose another chat template.")
         return int(token)
 
-    def turns(self, messages: Sequence[Message], has_media: bool) -> list[tuple[Message, str, str]]:
-        """Each turn with what stands before its own text, and that text."""
+    def turns(self, messages: Sequence[Message], has_media: bool) -> list[tuple[Message, str, list[Any]]]:
+        """Each turn with what stands before its own words, and those words (see `_words`)."""
         told = list(messages)
         if self.default_system and not has_media and told[0].role != "system":
             told.insert(0, Message("system", self.default_system))
-        turns: list[tuple[Message, str, str]] = []
+        turns: list[tuple[Message, str, list[Any]]] = []
         said = ""
         for message in told:
             if message.role == "system" and not self.system_turn:
                 said += message.text + "\n\n"
                 continue
             before, said = (said, "") if message.role == "user" else ("", said)
-            turns.append((message, before, message.text.strip() if self.trims else message.text))
+            turns.append((message, before, _words(message, self.trims)))
         if said:  # a system message that no user's turn follows
-            turns.append((Message("user", ""), said, ""))
+            turns.append((Message("user", ""), said, []))
         return turns
+
+
+def _words(message: Message, trims: bool) -> list[Any]:
+    """Texts and speech of a message in the order given, a line each; with `trims` without white space around them."""
+    lines: list[Any] = []
+    for part in message.content:
+        if isinstance(part, str) or kind_of(part) == "speech":
+            lines += ["\n", part] if lines else [part]
+    if trims and all(isinstance(line, str) for line in lines):
+        return ["".join(lines).strip()]
+    if trims:
+        lines[0] = lines[0].lstrip() if isinstance(lines[0], str) else lines[0]
+        lines[-1] = lines[-1].rstrip() if isinstance(lines[-1], str) else lines[-1]
+    return lines
 
 
 TEMPLATES = {
@@ -182,8 +196,8 @@ def render(
 ) -> Rendered:
     """Lay a conversation out.
 
-    Pictures stand before the text of their message, in the order given, each as its projected tokens followed by a
-    newline.
+    Pictures stand before the words of their message, in the order given, each as its projected tokens followed by a
+    newline. Speech stands where words stand: alone where nothing was written, else a line of its own.
 
     Args:
         messages: the turns, oldest first; at least one.
@@ -203,15 +217,19 @@ def render(
     layout = _Layout(tokenizer, count)
     if getattr(tokenizer, "add_bos", False) and tokenizer.bos_id is not None:
         layout.token("system", tokenizer.bos_id)
-    for turn, before, text in form.turns(messages, any(message.media for message in messages)):
+    for turn, before, words in form.turns(messages, any(message.media for message in messages)):
         answer = turn.role == "assistant"
         layout.special(turn.role, form.start)
         layout.text(turn.role, form.named(turn.role) + "\n")
         layout.text(turn.role, before)
-        for medium in turn.media:
-            layout.medium(turn.role, medium)
+        for picture in (medium for medium in turn.media if kind_of(medium) != "speech"):
+            layout.medium(turn.role, picture)
             layout.text(turn.role, "\n")
-        layout.text(turn.role, text, target=answer)
+        for word in words:
+            if isinstance(word, str):
+                layout.text(turn.role, word, target=answer)
+            else:
+                layout.medium(turn.role, word)
         if answer or form.end:
             layout.token(turn.role, form.end_id(tokenizer), target=answer)
         layout.text(turn.role, "\n")

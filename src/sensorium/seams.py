@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BACKBONE = "backbone"
 GENERATOR = "generators.speech"
+PROBE = 1009
+"""Frames of a projector's trial: a prime, so that stacks of different sizes give different numbers of tokens."""
 _MAX_HEADER = 8 * 1024 * 1024
 
 
@@ -84,9 +86,9 @@ def check_projector(
     cells = getattr(features.layout, "cells", None)
     if (projector.cells, projector.feature_dim) != (cells, features.dim):
         raise SensoriumError(
-            f"{where}: {name} takes {projector.cells} x {projector.feature_dim} features, but the encoder "
-            f"{declared.encoder!r} ({encoder.kind}) "
-            f"gives {cells} x {features.dim}; set the encoder's options as in training, or train a projector for these."
+            f"{where}: {name} takes {projector.cells or 'any number'} x {projector.feature_dim} features, but the "
+            f"encoder {declared.encoder!r} ({encoder.kind}) gives {cells or 'any number'} x {features.dim}; set the "
+            "encoder's options as in training, or train a projector for these."
         )
     if projector.dim != backbone.dim:
         raise SensoriumError(
@@ -94,12 +96,12 @@ def check_projector(
             f"{composition.spec.backbone.part.file or composition.spec.backbone.part.source} takes width "
             f"{backbone.dim}; train a projector for it."
         )
-    tokens = composition.tokens(modality, features)
-    if projector.tokens != tokens:
+    frames = PROBE if cells is None else None
+    tokens, given = composition.tokens(modality, features, frames), projector.count(frames)
+    if given != tokens:
         raise SensoriumError(
-            f"{where}: kind {declared.kind!r} with options {declared.options} means {tokens} tokens, but {name} gives "
-            f"{projector.tokens}; "
-            "set the options as in training."
+            f"{where}: kind {declared.kind!r} with options {declared.options} means {tokens} tokens"
+            f"{f' of {frames} frames' if frames else ''}, but {name} gives {given}; set the options as in training."
         )
 
 

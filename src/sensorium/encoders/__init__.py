@@ -44,6 +44,7 @@ _KINDS = {
 _TEXT_KINDS = {"minilm": _Kind("minilm", "MiniLM")}
 
 _AUDIO_KINDS = {
+    "linear-frames": _Kind("linear_frames", "LinearFrames"),
     "whisper-tiny.en": _Kind("whisper", "WhisperEncoder", ("tiny.en",)),
     "whisper-base": _Kind("whisper", "WhisperEncoder", ("base",)),
 }

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class Audio:
         sha256: of the encoded bytes, or of the samples where there were none.
         source: where it came from, for messages.
     """
+
+    kind: ClassVar[str] = "speech"  # what compositions hear in it
 
     samples: np.ndarray
     rate: int

@@ -9,7 +9,7 @@ import io
 import os
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class Image:
         frames: frames or pages of the file; ``pixels`` is the first.
         source: where it came from, for messages.
     """
+
+    kind: ClassVar[str] = "image"
 
     pixels: np.ndarray
     sha256: str

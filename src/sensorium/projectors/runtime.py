@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sensorium.errors import SensoriumError
+from sensorium.sessions import trained_session
 
 
 class Projector:
@@ -14,39 +15,33 @@ class Projector:
 
     Args:
         path: ONNX file with one input `features` [B, cells, feature dim] and one output `embeds` [B, tokens, backbone
-            dim], both float32, batch size free and the other sizes fixed.
+            dim], both float32, batch size free and the other sizes fixed; along time, [1, any number of frames, feature
+            dim] and [1, tokens, backbone dim].
         threads: ONNX Runtime threads, `None` for one per physical core.
 
     Attributes:
-        cells, feature_dim: What it takes.
-        tokens, dim: What it gives.
+        cells, feature_dim: What it takes; no `cells` along time.
+        tokens, dim: What it gives; no `tokens` along time, see `count`.
 
     Raises:
         SensoriumError: the file is missing, no ONNX file, or has other inputs and outputs.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        import onnxruntime as ort
-
         self.path = path
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        # Spinning workers would steal the cores from the LLM between two pictures.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if not path.is_file():
-            raise SensoriumError(f"{path} does not exist; a composition's projector needs its ONNX file.")
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own family of exceptions, none of them exported
-            reason = str(error).splitlines()[0][:120]
-            raise SensoriumError(
-                f"{path} is not a projector that ONNX Runtime can load ({reason}); export it again."
-            ) from None
+        self._session = trained_session(path, "projector", threads)
         self.cells, self.feature_dim = self._sizes("input", "features", self._session.get_inputs())
         self.tokens, self.dim = self._sizes("output", "embeds", self._session.get_outputs())
+        if (self.cells is None) != (self.tokens is None):
+            raise SensoriumError(f"{path}: of cells and tokens, one is fixed and the other is not; export it again.")
 
-    def _sizes(self, side: str, name: str, values: list) -> tuple[int, int]:
+    def count(self, frames: int | None = None) -> int:
+        """The tokens that it gives; along time, for so many frames (found by trying)."""
+        if self.tokens is not None or frames is None:
+            return self.tokens or 0
+        return self(np.zeros((1, frames, self.feature_dim), np.float32)).shape[1]
+
+    def _sizes(self, side: str, name: str, values: list) -> tuple[int | None, int]:
         found = {value.name: value for value in values}
         value = found.get(name)
         if value is None or len(found) != 1 or value.type != "tensor(float)" or len(value.shape) != 3:
@@ -55,9 +50,9 @@ class Projector:
                 f"{self.path}: a projector has one float {side} {name!r} of rank 3, this file has {given}."
             )
         _, count, dim = value.shape
-        if not isinstance(count, int) or not isinstance(dim, int):
-            raise SensoriumError(f"{self.path}: the sizes of {name!r} must be fixed, this file has {value.shape}.")
-        return count, dim
+        if not isinstance(dim, int):
+            raise SensoriumError(f"{self.path}: the width of {name!r} must be fixed, this file has {value.shape}.")
+        return count if isinstance(count, int) else None, dim
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Project [B, cells, feature dim] into [B, tokens, dim], float32.
