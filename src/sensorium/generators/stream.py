@@ -16,20 +16,25 @@ FADE_S = 0.01
 
 
 class SpeechStream:
-    """One utterance. `push` units as they come, `flush` at the end; both give the samples that are final by then."""
+    """One utterance. `push` units as they come, `flush` at the end; both give the samples that are final by then.
+
+    Attributes:
+        chunks: behind each chunk so far, how many units and how many samples of the utterance there are.
+    """
 
     def __init__(self, generator: SpeechGenerator) -> None:
         self.generator = generator
         self._fade = int(FADE_S * generator.rate)
         self._waiting: list[int] = []
         self._tail = np.zeros(0, np.float32)  # the end of the last chunk, which the next one fades into
-        self._chunks = 0
+        self._units = self._samples = 0
+        self.chunks: list[tuple[int, int]] = []
 
     def push(self, units: Iterable[int]) -> Samples:
         """Samples float32 [n] of the chunks that are complete now; often none."""
         self._waiting.extend(units)
         done = []
-        while count := self.generator.cut(self._waiting, self._chunks == 0):
+        while count := self.generator.cut(self._waiting, not self.chunks):
             done.append(self._sound(count))
         return np.concatenate(done) if done else np.zeros(0, np.float32)
 
@@ -41,9 +46,11 @@ class SpeechStream:
 
     def _sound(self, count: int) -> Samples:
         chunk, self._waiting = self._waiting[:count], self._waiting[count:]
-        sound = self.generator.generate(chunk, self._chunks)
-        self._chunks += 1
-        return self._join(sound)
+        sound = self._join(self.generator.generate(chunk, len(self.chunks)))
+        self._units += count
+        self._samples += len(sound)
+        self.chunks.append((self._units, self._samples + len(self._tail)))
+        return sound
 
     def _join(self, sound: Samples) -> Samples:
         """The tail of what came before, faded into `sound`, and as much of `sound` as no later chunk can change."""
