@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sensorium import sessions
 from sensorium.errors import SensoriumError
 from sensorium.hub import atomic_write, cache_dir
 
@@ -39,7 +40,7 @@ def open_session(name: str, build: Callable[[], bytes], threads: int | None) -> 
         # The optimised graph may hold operators of this release of the runtime.
         path = cache_dir("graphs") / f"{name}-ort{onnxruntime.__version__}.onnx"
     except SensoriumError:
-        return _open(build(), threads)
+        return sessions.session(build(), threads)
     session = _open_cached(path, threads)
     if session is None:
         model = build()
@@ -47,20 +48,9 @@ def open_session(name: str, build: Callable[[], bytes], threads: int | None) -> 
             with atomic_write(path) as file:
                 file.write(_optimised(model))
         except SensoriumError:
-            return _open(model, threads)
-        session = _open_cached(path, threads) or _open(model, threads)
+            return sessions.session(model, threads)
+        session = _open_cached(path, threads) or sessions.session(model, threads)
     return session
-
-
-def _open(model: bytes | str, threads: int | None) -> onnxruntime.InferenceSession:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    # Idle threads sleep instead of spinning: the language model's threads want the cores next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _open_cached(path: Path, threads: int | None) -> onnxruntime.InferenceSession | None:
@@ -68,7 +58,7 @@ def _open_cached(path: Path, threads: int | None) -> onnxruntime.InferenceSessio
     if not path.is_file():
         return None
     try:
-        session = _open(str(path), threads)
+        session = sessions.session(path, threads)
     except Exception:  # the runtime's errors share no class of their own
         return None
     return session if FINGERPRINT in session.get_modelmeta().custom_metadata_map else None

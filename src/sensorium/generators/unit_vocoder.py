@@ -15,6 +15,7 @@ import numpy as np
 from sensorium.composition import file_sha256
 from sensorium.errors import SensoriumError
 from sensorium.generators.base import Samples, UnitSpec
+from sensorium.sessions import trained_session
 
 
 class UnitVocoder:
@@ -31,16 +32,7 @@ class UnitVocoder:
     """
 
     def __init__(self, path: Path, clusters: int = 1000, rate: int = 16000, chunk: int = 40) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own family of exceptions, none of them exported
-            reason = str(error).splitlines()[0][:120]
-            raise SensoriumError(f"{path} is no vocoder that ONNX Runtime can load ({reason}).") from None
+        self._session = trained_session(path, "no vocoder", 1)
         sides = [[value.name for value in side] for side in (self._session.get_inputs(), self._session.get_outputs())]
         if sides != [["units"], ["sound"]]:
             raise SensoriumError(f"{path}: a unit vocoder takes `units` and gives `sound`, this file has {sides}.")

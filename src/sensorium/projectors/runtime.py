@@ -29,7 +29,7 @@ class Projector:
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self.path = path
-        self._session = trained_session(path, "projector", threads)
+        self._session = trained_session(path, "not a projector", threads)
         self.cells, self.feature_dim = self._sizes("input", "features", self._session.get_inputs())
         self.tokens, self.dim = self._sizes("output", "embeds", self._session.get_outputs())
         if (self.cells is None) != (self.tokens is None):

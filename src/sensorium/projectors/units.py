@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sensorium.errors import SensoriumError
 from sensorium.generators.base import BLANK
 from sensorium.projectors.spelling import END, Spelling
+from sensorium.sessions import trained_session
 
 Floats = NDArray[np.float32]
 _INPUTS = {"states": 3, "embeds": 3, "before": 3, "letters": 3, "past": 6, "start": 1}
@@ -37,22 +38,8 @@ class UnitProjector:
     """
 
     def __init__(self, path: Path, threads: int | None = 1) -> None:
-        import onnxruntime as ort
-
         self.path = path
-        if not path.is_file():
-            raise SensoriumError(f"{path} does not exist; a composition's output projector needs its ONNX file.")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own family of exceptions, none of them exported
-            reason = str(error).splitlines()[0][:120]
-            raise SensoriumError(
-                f"{path} is not an output projector that ONNX Runtime can load ({reason}); export it again."
-            ) from None
+        self._session = trained_session(path, "not an output projector", threads)
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
         ranks = [{name: len(shape) for name, shape in side.items()} for side in (inputs, outputs)]
