@@ -14,7 +14,6 @@ and any number of processes may fill one cache: each claims the media that it wo
 from __future__ import annotations
 
 import hashlib
-import sys
 import threading
 import time
 import weakref
@@ -30,6 +29,7 @@ import numpy as np
 from sensorium import hub
 from sensorium.encoders.base import FeatureSpec, Grid, Vector
 from sensorium.errors import SensoriumError
+from sensorium.hub.progress import say
 from sensorium.media import Image
 from sensorium.training import feature_upkeep as upkeep
 from sensorium.training.data.formats.ahead import ahead
@@ -114,7 +114,7 @@ class FeatureCache:
         self.directory = self.root / upkeep.MEDIA / space.name
         self.limit = limit or upkeep.bound()
         self.rows = rows or max(1, min(MOST_ROWS, SHARD_BYTES // space.bytes_of(space.cells or 256)))
-        self._note = note or _say
+        self._note = note or say
         self._index: dict[bytes, tuple[str, int]] = {}
         self._known: set[str] = set()
         self._mapped: OrderedDict[str, Shard] = OrderedDict()
@@ -363,8 +363,3 @@ class CachedFeatures:
     def _encode(self, medium: Medium, key: str) -> np.ndarray:
         self._encoder = self._encoder or self._part.create()
         return self.cache.put(key, self._encoder.encode([medium.load().pixels])[0])
-
-
-def _say(sentence: str) -> None:
-    sys.stderr.write(f"{sentence}\n")
-    sys.stderr.flush()

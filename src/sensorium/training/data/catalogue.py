@@ -14,7 +14,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 from sensorium import hub
 from sensorium.errors import SensoriumError, install
+from sensorium.hub.progress import say
 from sensorium.training.data import packages, vocabulary
 from sensorium.training.data.naming import colour_of, correction, name_of
 from sensorium.training.data.pictures import Book
@@ -32,8 +32,9 @@ from sensorium.training.data.words import word_list
 HELD_OUT_NOUNS = 0.10  # share of nouns that no training picture shows or names
 HELD_OUT_STYLE = "emoji-3d"
 
-# Modules of this package that draw from a finished catalogue: changing them does not change it.
-_READERS = frozenset({"scenes.py", "questions.py", "stream.py"})
+# Files of this package that draw from a finished catalogue, or have nothing to do with it: changing them does not
+# change it.
+_READERS = ("scenes.py", "questions.py", "stream.py", "spoken", "voices")
 _UNPACKED_MB = 1100  # what the unpacked and the prepared pictures take beside the archives
 
 
@@ -189,7 +190,7 @@ def _state() -> str:
     """Digest of every table and module that the catalogue comes from."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.iterdir()):
-        if path.is_file() and path.name not in _READERS:
+        if path.is_file() and not path.name.startswith(_READERS):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -203,12 +204,12 @@ def _fetch(note: str) -> None:
     if not missing:
         return
     size = sum(part.size or 0 for _, part in missing) / 1e6
-    _say(
+    say(
         f"The catalogue of pictures is made once, of {len(missing)} packages: {size:.0f} MB to download, about "
         f"{size + _UNPACKED_MB:.0f} MB on the disk, and a few minutes to prepare. {note}".rstrip()
     )
     for number, (tree, part) in enumerate(missing, 1):
-        _say(f"{number} of {len(missing)}: {part.source} ({(part.size or 0) / 1e6:.1f} MB)")
+        say(f"{number} of {len(missing)}: {part.source} ({(part.size or 0) / 1e6:.1f} MB)")
         packages.tree(tree)
 
 
@@ -225,12 +226,7 @@ def _build_with_a_bar(directory: Path, target: Path) -> None:
         def tick(source: Source, pictures: int) -> None:
             bar.update(task, completed=SOURCES.index(source), description=f"Preparing {source.name}: {pictures}")
 
-        build(directory, None if console.is_terminal else _say, target=target, tick=tick)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+        build(directory, None if console.is_terminal else say, target=target, tick=tick)
 
 
 def build(

@@ -6,8 +6,6 @@ processes changes what it sees.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,6 +16,7 @@ from sensorium.errors import SensoriumError
 from sensorium.prompt import Tokens
 from sensorium.training.class_features import ClassFeatures
 from sensorium.training.data import vocabulary
+from sensorium.training.data.formats.ahead import ahead
 from sensorium.training.data.questions import Asker, Vocabulary, balanced
 from sensorium.training.data.scenes import Item
 from sensorium.training.data.words import word_list
@@ -146,33 +145,7 @@ class SampleStream:
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, Rows, Rows | None]]:
         """Batches of steps ``start`` to ``stop``, drawn ahead in a thread."""
-        ready: queue.Queue[tuple[np.ndarray, Rows, Rows | None] | BaseException] = queue.Queue(4)
-        ended = threading.Event()
-
-        def draw() -> None:
-            for step in range(start, stop):
-                try:
-                    made: Any = self.batch(step)
-                except Exception as error:
-                    made = error
-                while not ended.is_set():
-                    try:
-                        ready.put(made, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-                if ended.is_set() or isinstance(made, Exception):
-                    return
-
-        threading.Thread(target=draw, daemon=True).start()
-        try:
-            for _ in range(start, stop):
-                made = ready.get()
-                if isinstance(made, BaseException):
-                    raise made
-                yield made
-        finally:
-            ended.set()
+        return ahead(map(self.batch, range(start, stop)), 4)
 
     def _class_scene(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
         """One or two of the encoder's classes written into a background's features."""
