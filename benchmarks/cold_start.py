@@ -17,14 +17,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from processes import run
+
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 PICTURE = Path(__file__).parents[1] / "examples" / "apple.jpg"
 QUESTION = "What is in this picture?"
 
@@ -129,23 +129,6 @@ def prepare(model: str, directory: Path) -> None:
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
-def run(command: list[str]) -> tuple[float, float, str]:
-    """(wall seconds, peak memory in MB, what it printed) of a process."""
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        began = time.perf_counter()
-        child = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            err.seek(0)
-            raise SystemExit(f"{' '.join(command)} failed:\n{err.read().decode(errors='replace')[-2000:]}")
-        out.seek(0)
-        unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
-        return seconds, usage.ru_maxrss / unit, out.read().decode(errors="replace").strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=9)
@@ -171,7 +154,7 @@ def main() -> None:
         peers = [name.strip() for name in args.peers.split(",") if name.strip()]
         if peers and importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
             # in a process of its own: a child's peak memory starts at its parent's
-            run([sys.executable, __file__, "--model", args.model, "--prepare", scratch])
+            run([sys.executable, __file__, "--model", args.model, "--prepare", scratch], QUIET)
             for dtype in peers:
                 same = ["--picture", args.picture, "--question", args.question, "--max-tokens", str(args.max_tokens)]
                 commands[f"transformers {dtype}"] = [
@@ -183,8 +166,8 @@ def main() -> None:
                     dtype,
                     *same,
                 ]
-        told = {name: run(command)[2] for name, command in commands.items()}  # warms the disk cache
-        usage = json.loads(run([*ours, "--json"])[2])["usage"]
+        told = {name: run(command, QUIET).printed.strip() for name, command in commands.items()}  # warms the disk cache
+        usage = json.loads(run([*ours, "--json"], QUIET).printed)["usage"]
         peers_told = {name: json.loads(text.splitlines()[-1]) for name, text in told.items() if name != "sensorium"}
         answers = {"sensorium": told["sensorium"], **{name: said["answer"] for name, said in peers_told.items()}}
         check_tokens(
@@ -195,7 +178,8 @@ def main() -> None:
         for i in range(args.runs):
             names = list(commands)
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                results[name].append(run(commands[name])[:2])
+                done = run(commands[name], QUIET)
+                results[name].append((done.wall_s, done.peak_mb))
     report(results, answers, usage)
 
 

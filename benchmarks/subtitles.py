@@ -22,15 +22,15 @@ import json
 import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from processes import Run, run
 
 RATE = 16_000
 ROOT = Path(__file__).parents[1]
@@ -166,24 +166,6 @@ def peer(path: str, size: str) -> None:
     print(json.dumps([(segment.start, segment.end, segment.text.strip()) for segment in segments]))
 
 
-def run(command: list[str]) -> tuple[dict[str, float], str]:
-    """(wall seconds, processor seconds and peak memory in MB, what it printed) of a process."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        began = time.perf_counter()
-        child = subprocess.Popen(command, stdout=out, stderr=err)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            err.seek(0)
-            raise SystemExit(f"{' '.join(command)} failed:\n{err.read().decode(errors='replace')[-2000:]}")
-        out.seek(0)
-        unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
-        used = usage.ru_utime + usage.ru_stime
-        cost = {"wall_s": round(seconds, 1), "cpu_s": round(used, 1), "peak_mb": round(usage.ru_maxrss / unit)}
-        return cost, out.read().decode()
-
-
 KEPT = ("cues", "conforming", "share", "broken", "breaks", "good_breaks", "latest_s")
 
 
@@ -191,26 +173,27 @@ def ours(path: Path, size: str, said: str) -> dict[str, Any]:
     """Measure `sensorium subtitle`."""
     target = path.with_suffix(".srt")
     command = [sys.executable, "-m", "sensorium", "subtitle", str(path), "-o", str(target), "--model", size, "--json"]
-    cost, printed = run(command)
-    found = json.loads(printed)
+    done = run(command)
+    found = json.loads(done.printed)
     lines = target.read_text(encoding="utf-8").split("\n")
     text = " ".join(line for line in lines if "-->" not in line and not line.isdigit())
-    return row(cost, found, said, text)
+    return row(done, found, said, text)
 
 
 def theirs(path: Path, size: str, said: str) -> dict[str, Any]:
     """Measure the peer."""
     from sensorium.tasks.cue_rules import Cue, conformity
 
-    cost, printed = run([sys.executable, __file__, "--peer", str(path), "--model", size])
-    segments = json.loads(printed)
+    done = run([sys.executable, __file__, "--peer", str(path), "--model", size])
+    segments = json.loads(done.printed)
     cues = [Cue(round(1000 * a), round(1000 * b), tuple(textwrap.wrap(text, 42)) or ("",)) for a, b, text in segments]
-    return row(cost, conformity(cues).to_dict(), said, " ".join(text for _, _, text in segments))
+    return row(done, conformity(cues).to_dict(), said, " ".join(text for _, _, text in segments))
 
 
-def row(cost: dict[str, float], found: dict[str, Any], said: str, text: str) -> dict[str, Any]:
+def row(done: Run, found: dict[str, Any], said: str, text: str) -> dict[str, Any]:
     """A line of the result."""
     errors = round(word_errors(plain(said), plain(text)), 4)
+    cost = {"wall_s": round(done.wall_s, 1), "cpu_s": round(done.cpu_s, 1), "peak_mb": round(done.peak_mb)}
     return {**cost, "wer": errors, **{key: found[key] for key in KEPT}}
 
 

@@ -17,6 +17,7 @@ pytest.importorskip("av")
 
 import sensorium
 import sounds
+from mutations import mutated
 from sensorium import media
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.media import Audio, Limits, load_audio, stream_audio
@@ -289,20 +290,4 @@ def test_bytes_changed(name):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.sampled_from(sorted(SMALL)), st.data())
 def test_any_mutation(name, data):
-    body = bytearray(SMALL[name])
-    for _ in range(data.draw(st.integers(1, 5))):
-        place = data.draw(st.integers(0, max(0, len(body) - 1)))
-        size = data.draw(st.integers(1, 40))
-        what = data.draw(st.sampled_from(["set", "cut", "double", "splice", "huge", "zero"]))
-        if what == "set":
-            body[place : place + size] = data.draw(st.binary(min_size=size, max_size=size))
-        elif what == "cut":
-            del body[place : place + size]
-        elif what == "double":
-            body[place:place] = body[place : place + size]
-        elif what == "splice":
-            other = SMALL[data.draw(st.sampled_from(sorted(SMALL)))]
-            body[place : place + size] = other[place : place + size]
-        else:
-            body[place : place + 4] = b"\xff\xff\xff\x7f" if what == "huge" else bytes(4)
-    survives(bytes(body))
+    survives(mutated(name, SMALL, data))
