@@ -1,0 +1,152 @@
+"""The listening suite with a model of fakes: what each way is told, and that scores are what they are called."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sensorium.evaluation.human_voices import Recording
+from sensorium.evaluation.random_projector import RandomProjector
+from sensorium.evaluation.suites import listening
+from sensorium.evaluation.suites.listening import SpokenItem, Way, listening_rows, no_recogniser, ways
+from sensorium.media import load_image
+
+
+class Words:
+    """A tokenizer of words."""
+
+    def encode_answer(self, text):
+        return [sum(map(ord, word)) for word in text.split()]
+
+
+class Prepared:
+    def __init__(self, engine, segments):
+        self.engine, self.segments, self.tokenizer = engine, segments, Words()
+
+
+class Knows:
+    """Understands what it is told in words, and of sounds those that it knows."""
+
+    def __init__(self, facts, heard):
+        self.facts, self.heard = facts, heard
+
+    def prepare(self, messages):
+        return Prepared(self, messages[0].content)
+
+    def score(self, content, ids):
+        told = " ".join(
+            part if isinstance(part, str) else self.heard.get(float(part.samples[0]), "") for part in content
+        )
+        known = [Words().encode_answer(answer) for question, answer in self.facts.items() if question in told]
+        return np.array([-1.0 * len(each) if each in known else -3.0 * len(each) for each in ids])
+
+    def chat(self, messages, **options):
+        class Answer:
+            text = "two words"
+
+        return Answer()
+
+
+def item(said, answer, number, **facts):
+    sound = np.full(1600, number, np.float32)
+    return SpokenItem("voices", said, sound, ("dog", "cat"), answer, **facts)
+
+
+ITEMS = [item("barks", "dog", 0.25), item("meows", "cat", 0.5), item("purrs", "cat", 0.75)]
+FACTS = {"barks": "dog", "meows": "cat", "purrs": "cat"}
+
+
+def rows(model, random, transcribe):
+    return {row.name: row for row in listening_rows(ITEMS, ways(model, random, transcribe))}
+
+
+def test_the_gap_is_to_the_same_questions_as_text():
+    model = Knows(FACTS, {0.25: "barks", 0.5: "meows"})
+    found = rows(model, Knows(FACTS, {}), lambda sound: "barks" if sound[0] == 0.25 else "mews")
+    right = found["right answers"].scores
+    assert right["text"].value == 1.0 and right["model"].value == pytest.approx(2 / 3)
+    assert right["cascade"].value == right["random projector"].value == pytest.approx(1 / 3)
+    assert found["right answers"].chance == 0.5
+    assert found["right answers"].difference.value == pytest.approx(1 / 3)
+    gaps = found["the same, beyond the text's"].scores
+    assert gaps["model"].value == pytest.approx(-1 / 3) and gaps["cascade"].value == pytest.approx(-2 / 3)
+
+
+def test_what_is_asked_in_writing_stands_behind_what_was_said():
+    picture = load_image(np.zeros((4, 4, 3), np.uint8))
+    told = item("barks", "dog", 0.25, asked="Which animal is it?", image=picture)
+    by = ways(None, None, lambda sound: "bark")
+    assert by["text"].message(told).content == (picture, "barks\nWhich animal is it?")
+    assert by["cascade"].message(told).content == (picture, "bark\nWhich animal is it?")
+    image, sound, asked = by["model"].message(told).content
+    assert (image, asked) == (picture, "\nWhich animal is it?")
+    assert (sound.samples == told.sound).all() and sound.rate == 16_000
+    assert by["text"].message(ITEMS[0]).content == ("barks",)
+
+
+def test_divergence_is_none_from_itself_and_counts_tokens():
+    model = Knows(FACTS, {0.25: "barks"})
+    text, deaf = Way(model, lambda each: each.said), Way(Knows({}, {}), lambda each: each.said)
+    assert listening.divergence(text, text, ITEMS[0], "dog") == 0
+    assert listening.divergence(text, deaf, ITEMS[0], "dog") == pytest.approx(2.0)
+    assert listening.divergence(deaf, text, ITEMS[0], "dog") == pytest.approx(-2.0)
+
+
+class Trained:
+    path, cells, tokens, feature_dim, dim = "listen.onnx", None, None, 6, 8
+
+    def count(self, frames=None):
+        return -(-frames // 8)
+
+    def __call__(self, features):
+        return np.full((1, self.count(features.shape[1]), 8), 0.3, np.float32)
+
+
+@pytest.mark.parametrize("frames", [1, 8, 9, 40])
+def test_a_random_projector_differs_in_nothing_but_what_it_knows(frames):
+    random, features = (
+        RandomProjector(Trained()),
+        np.random.default_rng(1).normal(size=(1, frames, 6)).astype(np.float32),
+    )
+    first, second = random(features), random(features)
+    assert first.shape == (1, -(-frames // 8), 8) and first.dtype == np.float32
+    assert (first == second).all() and not np.allclose(first, random(-features))
+    assert np.sqrt(np.mean(first**2)) == pytest.approx(0.3, rel=1e-4)
+
+
+def test_recognisers_are_noticed(monkeypatch):
+    from sensorium.encoders import whisper
+
+    class Model:
+        def encode(self):
+            return "features"
+
+        def generate(self):
+            return "words"
+
+    monkeypatch.setattr(whisper, "open_whisper", lambda *args: Model())
+    with no_recogniser() as used:
+        model = whisper.open_whisper("a")
+        assert model.encode() == "features" and used == []
+        assert model.generate() == "words" and used == ["generate"]
+    assert isinstance(whisper.open_whisper("a"), Model)
+
+
+def test_recordings_are_sentences(monkeypatch, tmp_path):
+    import gzip
+
+    from sensorium.evaluation import human_voices
+
+    sounds, texts, book = tmp_path / "en_US_f_Allison", tmp_path / "texts", tmp_path / "librivox"
+    for directory in (sounds, texts, book):
+        directory.mkdir()
+    (sounds / "busy.wav").touch()
+    (sounds / "digits.wav").touch()
+    said = "; comment\nbusy: All circuits are busy now.\ndigits: 1 2 3 4\nmissing: Nobody recorded this.\n"
+    (texts / "core-sounds-en.txt.gz").write_bytes(gzip.compress(said.encode()))
+    (book / "transcription").write_text("<s> he was not an ill disposed young man </s> (a-0880)\n")
+    monkeypatch.setattr(human_voices, "_tree", lambda name: tmp_path)
+    assert human_voices.recordings() == [
+        Recording("All circuits are busy now.", sounds / "busy.wav", "exchange"),
+        Recording("He was not an ill disposed young man.", book / "a-0880.wav", "book"),
+    ]
