@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from sensorium.projectors.mlp import MLPProjector  # noqa: E402
 from sensorium.training import checkpoint, loop  # noqa: E402
 from sensorium.training.backbone import digest_frozen, load_llama  # noqa: E402
 from sensorium.training.compose_task import ComposeTask  # noqa: E402
+from sensorium.training.data.formats.ahead import ahead  # noqa: E402
 from sensorium.training.processes import StopRequest, run_ranks  # noqa: E402
 from sensorium.training.recipe import LoraRecipe, TrainRecipe  # noqa: E402
 from sensorium.training.rows import pack, question_branch  # noqa: E402
@@ -196,8 +199,6 @@ def _fail(rank, address, how):
         if how == "bug":
             raise ZeroDivisionError("a bug\nwith two lines")
         if how == "killed":
-            import os
-
             os.kill(os.getpid(), signal.SIGKILL)
         raise KeyboardInterrupt
     import time
@@ -223,8 +224,6 @@ def test_a_failing_process_ends_the_others_and_is_one_sentence(how, kind, reason
 
 
 def test_the_first_interrupt_is_noted_and_the_second_obeyed():
-    import os
-
     before = signal.default_int_handler
     signal.signal(signal.SIGINT, before)  # a shell's background job starts with SIGINT ignored
     with StopRequest() as stop:
@@ -253,6 +252,52 @@ def test_a_run_that_diverges_ends_with_a_sentence_and_a_finite_checkpoint(file, 
 def test_two_broken_steps_are_skipped(file, tmp_path):
     steps, projector, _ = run(file, tmp_path / "a", spoiled=(2, 3, 5, 6))
     assert steps == 8 and all(torch.isfinite(p).all() for p in projector.parameters())
+
+
+@pytest.mark.parametrize(("steps", "said"), [(1, r"not finite, in step 0;"), (2, r"2 steps in a row up to step 1;")])
+def test_a_run_without_a_finite_step_has_diverged_however_short_it_is(file, tmp_path, steps, said):
+    with pytest.raises(SensoriumError, match=said + r".* is of step \d, lower train\.learning_rate"):
+        run(file, tmp_path / "a", recipe(steps=steps), spoiled=range(steps))
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_termination_does_not_wait_for_a_batch(file, tmp_path, at):
+    """A batch may take minutes to make; the checkpoint is of the steps before it."""
+    plan = recipe(schedule="constant", checkpoint_every=100)
+    run(file, tmp_path / "whole", plan)
+    taken, released, made = threading.Event(), threading.Event(), []
+
+    class Slow(Stream):
+        def batches(self, start, stop):
+            return ahead(self.slowly(start, stop), 1)
+
+        def slowly(self, start, stop):
+            for step, batch in enumerate(super().batches(start, stop)):
+                if step == at:
+                    taken.wait(60)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    released.wait(60)
+                made.append(step)
+                yield batch
+
+    def report(line):
+        if line.step == at - 1:
+            taken.set()
+
+    if not at:
+        taken.set()
+    projector, llm, tokenizer = build(file)
+    (tmp_path / "parts").mkdir()
+    slow = task(projector, llm, Slow(tokenizer), plan)
+    with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+        loop.train_loop(slow, plan, tmp_path / "parts", stopping=stop, report=report)
+    assert made == list(range(at))
+    released.set()
+    assert (tmp_path / "parts" / checkpoint.FILE).is_file() is bool(at)
+    if at:
+        assert checkpoint.check(tmp_path / "parts", {}) == at
+        run(file, tmp_path / "parts", plan, resume=True)
+        assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
 def test_a_stage_in_which_nothing_learns_is_refused(file, tmp_path):

@@ -5,7 +5,8 @@ Every function is called by all processes at the same place, and costs nothing i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -28,24 +29,37 @@ def raise_together(error: SensoriumError | None, world: int) -> None:
         dist.all_reduce(flag)
         if not flag.item():
             return
-        told = [one for one in gathered(error and (str(error), isinstance(error, Failed)), world) if one]
-        sentence, failed = told[0]
-        error = (Failed if failed else SensoriumError)(sentence)
+        told = [one for one in gathered(error and (str(error), type(error).__name__), world) if one]
+        sentence, name = told[0]
+        error = {"Failed": Failed, "Stopped": Stopped}.get(name, SensoriumError)(sentence)
     if error is not None:
         raise error
 
 
-def next_together(batches: Iterator[T], error: SensoriumError | None, world: int) -> T | None:
+def next_together(
+    batches: Iterator[T],
+    error: SensoriumError | None,
+    world: int,
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> T | None:
     """This process's next batch, None behind the last one; raised by all are ``error`` and what a batch fails with.
+
+    Args:
+        batches, error, world: of this process; how many processes there are.
+        waiting: a context in which a request to stop interrupts (`processes.StopRequest.waiting`).
 
     Raises:
         Failed: a batch cannot be made; nothing has been computed from it.
+        Stopped: a process was asked to stop while it waited.
         SensoriumError: ``error`` of any process.
     """
     batch, failure = None, error
     if failure is None:
         try:
-            batch = next(batches, None)
+            with waiting():
+                batch = next(batches, None)
+        except KeyboardInterrupt:
+            failure = Stopped("The run was interrupted.")
         except SensoriumError as broken:
             failure = Failed(str(broken))
         except OSError as broken:
@@ -57,6 +71,10 @@ def next_together(batches: Iterator[T], error: SensoriumError | None, world: int
 
 class Failed(SensoriumError):
     """A batch could not be made."""
+
+
+class Stopped(SensoriumError):
+    """A process was interrupted while it waited for a batch."""
 
 
 def agreed(value: float, world: int) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from sensorium.errors import SensoriumError
 from sensorium.training import checkpoint
-from sensorium.training.agreement import Failed, agreed, gathered, next_together, raise_together
+from sensorium.training.agreement import Failed, Stopped, agreed, gathered, next_together, raise_together
 from sensorium.training.gradients import clip, share, weighted
 from sensorium.training.logs import Logger, Logs
 from sensorium.training.logs.jsonl import LOG
 from sensorium.training.logs.line import Progress
+from sensorium.training.processes import StopRequest
 from sensorium.training.recipe import TrainRecipe
 from sensorium.training.sharding import divided
 
@@ -131,7 +133,8 @@ def train_loop(
         output: where checkpoints and ``log.jsonl`` go.
         resume: go on from the checkpoint in ``output``.
         facts: what a checkpoint must have in common with the run that resumes it.
-        stopping: asked after each step; once true, a checkpoint is written and the run ends.
+        stopping: asked after each step; once true, a checkpoint is written and the run ends. A `StopRequest` also ends
+            the wait for a batch.
         report: called by rank 0 every ``recipe.log_every`` steps.
         snapshot: called after each periodic checkpoint, to evaluate or export: by every process where tensors are
             divided among them, else by rank 0.
@@ -142,8 +145,8 @@ def train_loop(
 
     Raises:
         SensoriumError: nothing would be trained, the checkpoint does not fit, a batch cannot be made (then a checkpoint
-            of the steps before it is written), or the gradient is not finite three times in a row; then the last
-            checkpoint holds finite weights.
+            of the steps before it is written), or the gradient is not finite three times in a row or in any step;
+            then the last checkpoint holds finite weights.
         KeyboardInterrupt: ``stopping`` became true; a checkpoint was written.
     """
     tensors = task.tensors()
@@ -160,13 +163,18 @@ def train_loop(
     trouble: SensoriumError | None = None
     began, losses, tokens, broken, saved, minutes = time.monotonic(), [], 0, 0, taken if resume else -1, before
 
+    def position() -> dict[str, Any] | None:
+        return task.position() if isinstance(task, Positioned) else None
+
+    at = position()  # behind the last step; the data may be a batch further when a wait for it is interrupted
+
     def save() -> None:
         nonlocal saved
         if saved != taken:
             state = checkpoint.collect(tensors, optimizer, world)
             extra: dict[str, Any] = {"minutes": before + (time.monotonic() - began) / 60}
-            if isinstance(task, Positioned):
-                extra["data"] = gathered(task.position(), world)
+            if at is not None:
+                extra["data"] = gathered(at, world)
             if rank == 0:
                 checkpoint.save(output, taken, state, extra, facts)
             saved = taken
@@ -185,6 +193,17 @@ def train_loop(
     def kept() -> str:
         return f"The checkpoint in {output} is of step {saved}." if saved >= 0 else "There is no checkpoint yet."
 
+    waiting = stopping.waiting if isinstance(stopping, StopRequest) else nullcontext
+    def diverged() -> SensoriumError:
+        if saved < 0:
+            attempt(save)  # the weights are those before the broken steps, which were skipped
+            raise_together(trouble, world)
+        steps = f"{broken} steps in a row up to step" if broken > 1 else "in step"
+        return SensoriumError(
+            f"The gradient is not finite, {steps} {taken - 1}; the checkpoint in {output} is of step {max(saved, 0)}, "
+            "lower train.learning_rate and resume."
+        )
+
     log = Logs(output, taken, report, loggers) if rank == 0 else None
     batches = task.batches(taken, recipe.steps)
     try:
@@ -195,7 +214,12 @@ def train_loop(
             if done >= 1.0:
                 break
             try:
-                batch = next_together(batches, trouble, world)
+                batch = next_together(batches, trouble, world, waiting)
+            except Stopped:
+                if taken:
+                    attempt(save)
+                    raise_together(trouble, world)
+                raise KeyboardInterrupt from None
             except Failed as failure:
                 if taken:
                     attempt(save)
@@ -219,7 +243,7 @@ def train_loop(
                 broken = 0
             else:
                 broken += 1
-            taken = step + 1
+            taken, at = step + 1, position()
             losses.append(mean)
             tokens += loss.tokens * world
             if log and (step % recipe.log_every == 0 or taken == recipe.steps):
@@ -230,13 +254,7 @@ def train_loop(
                 )  # fmt: skip
                 attempt(lambda log=log, line=line: log.write(line))  # type: ignore[misc]
             if broken == BROKEN_STEPS:
-                if saved < 0:
-                    attempt(save)  # the weights are those before the broken steps, which were skipped
-                    raise_together(trouble, world)
-                raise SensoriumError(
-                    f"The gradient is not finite, {BROKEN_STEPS} steps in a row up to step {step}; the checkpoint in "
-                    f"{output} is of step {max(saved, 0)}, lower train.learning_rate and resume."
-                )
+                raise diverged()
             if stop:
                 attempt(save)
                 raise_together(trouble, world)
@@ -245,6 +263,8 @@ def train_loop(
                 attempt(save)
                 if snapshot and (rank == 0 or together):
                     attempt(lambda taken=taken: snapshot(taken))  # type: ignore[misc]
+        if broken and broken == taken:  # a run so short that it had no other steps
+            raise diverged()
         attempt(save)
         raise_together(trouble, world)
     finally:

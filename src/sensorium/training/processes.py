@@ -34,7 +34,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self._waits = False
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
@@ -53,10 +53,26 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, where nothing is computed that must be finished, to be asked is to be interrupted at once.
+
+        Raises:
+            KeyboardInterrupt: the run was asked to stop, now or before.
+        """
+        self._waits = True
+        try:
+            if self():
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._waits = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        interrupts = self._waits or (self.asked and number == signal.SIGINT)
         self.asked = True
+        if interrupts:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

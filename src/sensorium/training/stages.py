@@ -107,14 +107,16 @@ def worker(
     held = ""
     with StopRequest() as stopping:
         for number in range(first, len(stages)):
-            stage = with_steps(stages[number], plan, frozen, tokenizer)
+            with stopping.waiting():
+                stage = with_steps(stages[number], plan, frozen, tokenizer)
             directory = plan.directory(stage)
             directory.mkdir(parents=True, exist_ok=True)
             learn(projector, llm, plan.trains(stage))
             overviews[stage.name] = overview_of(plan, stage, frozen, projector, llm, number)
             if rank == 0:
                 say(overviews[stage.name])
-            task = make_task(rank, stage, plan, frozen, stores[number], tokenizer, projector, llm)
+            with stopping.waiting():
+                task = make_task(rank, stage, plan, frozen, stores[number], tokenizer, projector, llm)
             goes_on = resume and number == first and (directory / checkpoint.FILE).is_file()
             begun = checkpoint.check(directory, kept[number]) if goes_on else 0
             before = digest_frozen(llm) + digest_frozen(projector)

@@ -46,4 +46,4 @@ def ahead(made: Iterator[T], depth: int) -> Iterator[T]:
             yield item
     finally:
         ended.set()
-        thread.join(timeout=10)
+        thread.join(timeout=1)  # what it makes is of no use any more, and may take long
