@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,7 @@ def test_backbone_and_new_tokens_learn_and_the_runtime_loads_them(material, form
         assert manifest["frozen"]["backbone"] == folder.fingerprint
     assert manifest["backbone"]["trained"] and manifest["backbone"]["from"] != folder.fingerprint
     assert "the backbone learnt, so text without media differs" in err and "bit for bit" not in err
+    assert "All of backbone and projector learnt; " in err and "sha256" not in err  # of nothing
     rows = load_file(output / "tokens.safetensors")
     assert {name: tuple(value.shape) for name, value in rows.items()} == {"embeddings": (2, tiny.DIM)}
     before, after = (
@@ -367,6 +369,40 @@ def test_memory_counts_what_learns(material):
         master = load_llama(gguf, spec_from_gguf(gguf), None, torch.bfloat16, master=True)
     matrices = sum(p.numel() for p in master.parameters() if p.ndim > 1)
     assert memory(stage, projector, master) - memory(stage, projector, coarse) == (4 - 2 + 2) * matrices
+
+
+def test_a_stage_that_no_memory_could_hold_is_refused_before_the_first(material, tmp_path, capfd):
+    later = [{"name": "small", "train": {"steps": 1}}, {"name": "large", "train": {"rows": 65536, "row_tokens": 8192}}]
+    path = recipe(material, "gguf", tmp_path, stages=later, tokens=None)
+    code, err = train(path, capfd=capfd)
+    assert code == 1 and "part  " not in err
+    assert "Stage large needs about" in err and "; lower train.rows (65536) or train.row_tokens (8192)." in err
+
+
+def test_what_to_lower_depends_on_what_takes_the_memory(material, monkeypatch):
+    from types import SimpleNamespace
+
+    from sensorium.training import overview
+    from sensorium.training.recipe import StageRecipe
+
+    def stage(**train):
+        values = {"steps": 1, "rows": 2, "learning_rate": {"projector": 0.1}, **train}
+        return StageRecipe.model_validate({"name": "a", "data": {"scenes": 1}, "train": values})
+
+    projector, (llm, _) = torch.nn.Linear(2, 2), llama(material)
+    needs = overview.memory(stage(), projector, llm)
+    for has, train, said in (
+        (needs, {}, ""),
+        (0, {}, ""),  # nobody knows
+        (needs - 1, {}, r"this machine has 0\.\d GB; lower train\.rows \(2\) or train\.row_tokens \(160\)\."),
+        (1e6, {}, "train fewer parts, or choose a smaller backbone"),
+        (1e6, {"processes": 2}, r"lower train\.processes \(2\), or divide the model with train\.sharding=full"),
+    ):
+        monkeypatch.setattr(overview, "total", lambda _, has=has: has)
+        with pytest.raises(SensoriumError, match=said) if said else nullcontext():
+            overview.check_memory(stage(**train), projector, llm)
+    plan = SimpleNamespace(train=SimpleNamespace(sharding="full", processes=1))
+    assert "divides nothing in one process" in overview.divided_how(plan)
 
 
 def test_set_puts_a_directory_in_the_place_of_the_backbone(material, tmp_path, capfd):

@@ -194,6 +194,7 @@ def train_loop(
         return f"The checkpoint in {output} is of step {saved}." if saved >= 0 else "There is no checkpoint yet."
 
     waiting = stopping.waiting if isinstance(stopping, StopRequest) else nullcontext
+
     def diverged() -> SensoriumError:
         if saved < 0:
             attempt(save)  # the weights are those before the broken steps, which were skipped

@@ -12,6 +12,7 @@ from torch import nn
 
 from sensorium.errors import SensoriumError
 from sensorium.training.backbone import part_of
+from sensorium.training.launch import on_this_machine
 from sensorium.training.objectives.cross_entropy import CHUNK
 from sensorium.training.recipe import StageRecipe
 
@@ -40,18 +41,72 @@ def overview_of(
         )
     stages = plan.plan()
     heading = [f"Stage {number + 1} of {len(stages)}, {stage.name}: {stage.objective.kind}"] if plan.stages else []
-    needs, has = memory(stage, projector, llm), available()
-    tokens = stage.train.rows * stage.train.row_tokens
+    needs, has, train = memory_here(stage, projector, llm), available(llm.device), stage.train
     facts = [
-        f"{stage.train.steps} steps of {stage.train.rows} rows, {tokens:,} tokens a step, {stage.train.precision}, "
-        f"{stage.train.processes} process{'es' if stage.train.processes > 1 else ''}"
-        f"{', each keeps its share of the model' if stage.train.sharding == 'full' else ''}",
+        f"{many(train.steps, 'step')} of {many(train.rows, 'row')}, {train.rows * train.row_tokens:,} tokens a step, "
+        f"{train.precision}, {many(train.processes, 'process', 'es')}{divided_how(stage)}",
         f"memory: about {needs / 1e9:.1f} GB needed" + (f", {has / 1e9:.1f} GB available" if has else ""),
         f"time: about {duration(stage, llm)}",
     ]
+    if train.warmup > train.steps:
+        facts.append(f"note: train.warmup ({train.warmup}) is longer than the stage, so no rate ever reaches its peak")
     if has and needs > has:
         facts.append("warning: this may not fit; lower train.rows, train.row_tokens or train.processes")
     return "\n".join([*heading, parts_table(frozen, projector, llm), *facts])
+
+
+def many(number: int, what: str, ending: str = "s") -> str:
+    """A number of things, for people."""
+    return f"{number} {what}{ending if number != 1 else ''}"
+
+
+def divided_how(stage: StageRecipe) -> str:
+    """What `sharding: full` comes to."""
+    if stage.train.sharding == "none":
+        return ""
+    if stage.train.processes == 1:
+        return "; train.sharding=full divides nothing in one process"
+    return ", each keeps its share of the model"
+
+
+def check_memory(stage: StageRecipe, projector: nn.Module, llm: Backbone) -> None:
+    """Refuse a stage that this machine cannot hold, whatever else runs on it.
+
+    Raises:
+        SensoriumError: it needs more than there is; one sentence.
+    """
+    needs, has, train = memory_here(stage, projector, llm), total(llm.device), stage.train
+    if not has or needs <= has:
+        return
+    least = stage.model_copy(update={"train": train.model_copy(update={"rows": train.processes, "row_tokens": 32})})
+    if memory_here(least, projector, llm) < has:
+        instead = f"lower train.rows ({train.rows}) or train.row_tokens ({train.row_tokens})"
+    elif train.processes > 1:
+        instead = f"lower train.processes ({train.processes}), or divide the model with train.sharding=full"
+    else:
+        instead = "train fewer parts, or choose a smaller backbone"
+    where = "GPU has" if llm.device.type == "cuda" else "machine has"
+    raise SensoriumError(
+        f"Stage {stage.name} needs about {needs / 1e9:.1f} GB of memory, and this {where} {has / 1e9:.1f} GB; "
+        f"{instead}."
+    )
+
+
+def memory_here(stage: StageRecipe, projector: nn.Module, llm: Backbone) -> float:
+    """Bytes that a stage needs, roughly, of what `available` and `total` speak of: one GPU, or all of this machine."""
+    processes = stage.train.processes
+    here = 1 if llm.device.type == "cuda" else on_this_machine(0, processes)[1]
+    return memory(stage, projector, llm) * here / processes
+
+
+def total(device: torch.device) -> float:
+    """Bytes of memory that a GPU has, or this machine; 0 where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (OSError, ValueError, AttributeError):
+        return 0.0
 
 
 def parts_table(frozen: Frozen, projector: nn.Module, llm: Backbone) -> str:
@@ -120,8 +175,10 @@ def casts(llm: Backbone, name: str, parameter: nn.Parameter) -> bool:
     return part_of(name) == "backbone" and parameter.ndim > 1 and parameter.dtype != llm.dtype
 
 
-def available() -> float:
-    """Bytes of memory that may be used; 0 where the system does not say."""
+def available(device: torch.device) -> float:
+    """Bytes of memory that may be used, of a GPU or of this machine; 0 where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
     try:
         with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
             for line in file:

@@ -32,7 +32,7 @@ from sensorium.training.load_backbone import load_backbone
 from sensorium.training.logs import open_loggers
 from sensorium.training.loop import train_loop
 from sensorium.training.output import ended_before
-from sensorium.training.overview import overview_of
+from sensorium.training.overview import check_memory, overview_of
 from sensorium.training.processes import StopRequest
 from sensorium.training.projectors import create_projector
 from sensorium.training.recipe import Recipe, StageRecipe
@@ -103,8 +103,11 @@ def worker(
                     run={"steps": before + steps, "minutes": round(minutes, 1), "stages": taken},
                 )  # fmt: skip
 
+    for stage in stages[first:]:
+        learn(projector, llm, plan.trains(stage))
+        check_memory(stage, projector, llm)
     overviews: dict[str, str] = {}
-    held = ""
+    held = "All of backbone and projector learnt"  # unless a stage holds something still
     with StopRequest() as stopping:
         for number in range(first, len(stages)):
             with stopping.waiting():
@@ -130,7 +133,8 @@ def worker(
                 raise SensoriumError(
                     f"What stage {stage.name} holds frozen changed during it; this is a bug, please report it."
                 )
-            held = before[:12]
+            if any(not parameter.requires_grad for module in (llm, projector) for parameter in module.parameters()):
+                held = f"Frozen weights unchanged (sha256 {before[:12]})"
             if rank == 0 and begun == steps:
                 say(ended_before(Path(plan.output), steps))
             taken[stage.name] = {"steps": steps, "minutes": round((time.monotonic() - began) / 60, 1)}
@@ -143,9 +147,9 @@ def worker(
     if rank == 0 or shards:
         write(0)
     if rank == 0:
-        proofs = f"Frozen weights unchanged (sha256 {held}), text without media bit for bit the bare backbone's."
+        proofs = f"{held}, text without media bit for bit the bare backbone's."
         if plan.trains_backbone:
-            proofs = f"Frozen weights unchanged (sha256 {held}); the backbone learnt, so text without media differs."
+            proofs = f"{held}; the backbone learnt, so text without media differs."
         page = write_report(plan, overviews, proofs)
         say(f"{proofs} Trained composition: {Path(plan.output) / 'composition'}; report: {page}")
     if world > 1:
