@@ -31,11 +31,12 @@ SENTENCE_END = re.compile(r"[.!?…][\"”’)\]]*\s")
 @dataclass
 class SpeechTimings:
     """Seconds: in the projector or the text front-end (`units_s`), in the generator, and from `started` to the first
-    sound."""
+    sound; `before_sound` is the first two by then."""
 
     units_s: float = 0.0
     generator_s: float = 0.0
     first_sound_s: float | None = None
+    before_sound: tuple[float, float] = (0.0, 0.0)
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -91,6 +92,7 @@ class _Speaker:
         if len(sound):
             if self.timings.first_sound_s is None:
                 self.timings.first_sound_s = time.perf_counter() - self.timings.started
+                self.timings.before_sound = self.timings.units_s, self.timings.generator_s
             self.sink(sound)
 
     def _step(self, step: Step) -> list[int]:

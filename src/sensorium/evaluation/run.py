@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from sensorium.evaluation.items import EvalItem
     from sensorium.model import Model
 
-SUITES = ("image",)
+SUITES = ("image", "speech")
+USUAL = ("image",)  # speech needs synthetic voices, which only training needs otherwise
 TWO_TOWER_SUITES = ("clip",)  # of a model without a language model; not among the default ones
 
 
@@ -37,7 +39,7 @@ def evaluate(
     """Run suites of questions and show every score beside its baselines.
 
     Args:
-        suites: names of `SUITES`; none means all.
+        suites: names of `SUITES`; none means `USUAL`.
         model: name or directory of the composition.
         projector_only: a composition without LoRA to show beside it.
         split: photographs of the development or of the test half. The test half is for results, not for choices.
@@ -56,7 +58,7 @@ def evaluate(
         UsageError: a suite is unknown.
         SensoriumError: the model or the photographs cannot be had.
     """
-    names = list(dict.fromkeys(suites)) or list(SUITES)
+    names = list(dict.fromkeys(suites)) or list(USUAL)
     for name in names:
         if name not in (*SUITES, *TWO_TOWER_SUITES):
             raise UsageError(f"the suite {name!r} is unknown; known suites: {', '.join((*SUITES, *TWO_TOWER_SUITES))}.")
@@ -65,12 +67,26 @@ def evaluate(
     import sensorium
 
     loaded: Model = sensorium.load(model)
-    cards = {"image": image_suite(loaded, projector_only, split, catalogue, limit, with_scenes)}
+    cards = {}
+    for name in names:
+        if name == "speech":
+            cards[name] = _speech_suite(loaded, split, limit)
+        else:
+            cards[name] = image_suite(loaded, projector_only, split, catalogue, limit, with_scenes)
     for card in cards.values():
         _show(card, table or sys.stderr)
         if results is not None:
             card.save(results)
     return {"model": loaded.name, "suites": {name: card.to_dict() for name, card in cards.items()}}
+
+
+def _speech_suite(model: Model, split: Literal["dev", "test"], limit: int | None) -> Scorecard:
+    from sensorium.evaluation.suites.speech import evaluate_speech
+
+    started = time.perf_counter()
+    with _progress("speech") as tick:
+        card = evaluate_speech(model, split=split, limit=limit, progress=tick)
+    return replace(card, facts={**_facts(), **card.facts, "seconds": round(time.perf_counter() - started, 1)})
 
 
 def _evaluate_clip(

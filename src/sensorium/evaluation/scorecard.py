@@ -1,7 +1,8 @@
 """The scorecard: one row per question that matters, every row beside its baselines, as a table, Markdown or JSON.
 
 A row shows chance, the best constant answer, the model without a picture (blind), with another picture (shuffled), the
-label cascade, the model, its 95 % interval and the number of items. Rows that fail stay.
+cascade, the model, its 95 % interval and the number of items; of speech also the same questions as text, recordings of
+people, and a random projector. Rows that fail stay.
 """
 
 from __future__ import annotations
@@ -18,7 +19,17 @@ from sensorium.evaluation.intervals import Estimate
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("random heads", "blind", "shuffled", "cascade", "projector only", "model")
+COLUMNS = (
+    "text",
+    "people",
+    "random projector",
+    "random heads",
+    "blind",
+    "shuffled",
+    "cascade",
+    "projector only",
+    "model",
+)
 SCHEMA = 1
 
 

@@ -136,6 +136,13 @@ class Transcriber:
             yield from self._section(offset, samples, spans)
             self.seconds = (offset + len(samples)) / RATE
 
+    def text(self, samples: np.ndarray) -> str:
+        """What is said in mono sound at 16 kHz that holds speech, float32 [n], without times: the fastest way."""
+        found, _ = self._model.transcribe(
+            samples, language=self.language, beam_size=1, without_timestamps=True, condition_on_previous_text=False
+        )
+        return " ".join(segment.text.strip() for segment in found)
+
     def _section(self, offset: int, samples: np.ndarray, spans: list[Span]) -> Iterator[Segment]:
         if not spans:
             return

@@ -1,134 +1,223 @@
-"""The speech output suite: answers said while they are generated, by the output projector and by the text cascade.
+"""The speech suite: what is understood of speech, what is said, and how soon.
 
-Both say the same answers to questions about nouns that training never asked about. Phoneme error rate compares the
-projector's units with those that the generator's text front-end makes of the answer (whose own are, by definition,
-without error); ASR-WER compares what Whisper tiny.en hears with the words of the answer, so the cascade's column is the
-floor that the generator and the recogniser share. Rates are sums of edits over sums of lengths, and intervals resample
-whole answers.
+Questions and pictures are those that training held out, spoken by synthetic voices that it held out; and recordings of
+two people, the like of whom it never heard.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sensorium.evaluation import intervals
+from sensorium.errors import UsageError
+from sensorium.evaluation import intervals, latency
+from sensorium.evaluation.human_voices import Recording, recordings
+from sensorium.evaluation.intervals import Estimate
+from sensorium.evaluation.random_projector import with_random_projector
 from sensorium.evaluation.scorecard import Row, Scorecard
 from sensorium.evaluation.speech_metrics import edits, words
+from sensorium.evaluation.suites.listening import SpokenItem, listening_rows, no_recogniser, ways
+from sensorium.evaluation.suites.speaking import Hear, evaluate_speaking, listener
 
 if TYPE_CHECKING:
     from sensorium.model import Model
 
-QUESTIONS = 24
-LONGEST = 48
-SECTION = "speech output, answers to held-out questions"
-
-
-@dataclass(frozen=True)
-class Said:
-    """One answer by one way: its text, units and sound, and its seconds by stage (see `STAGES`)."""
-
-    text: str
-    units: list[int]
-    sound: np.ndarray
-    seconds: dict[str, float]
-
-
-STAGES = ("prefill", "units", "generator", "first sound")
-"""Of an answer: prefill, projector or text front-end in all, generator in all, from the call to the first sound."""
+RATE = 16_000
+QUESTIONS, RECORDINGS, ANSWERS, TIMED = 200, 120, 24, 15
+SPOKEN, SEEN, PEOPLE = (
+    "spoken questions, held-out voices",
+    "spoken yes/no about photographs, held-out voices",
+    "people: which sentence was said",
+)
+SOON = "question of two seconds to first sound, seconds"
+REPEAT = "Repeat this sentence."
 
 
 def evaluate_speech(
     model: Model,
     *,
-    questions: Iterable[str],
-    hear: Callable[[np.ndarray, int], str] | None = None,
-    longest: int = LONGEST,
+    split: Literal["dev", "test"] = "test",
+    limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    notes: list[str] | None = None,
 ) -> Scorecard:
-    """Say answers both ways and compare.
+    """Run the suite.
 
     Args:
-        model: the composition; without an output projector only the cascade's column is filled.
-        questions: what to ask.
-        hear: sound and its rate -> text; None for Whisper tiny.en.
-        longest: tokens of an answer.
-        progress: called with (done, all).
+        model: the composition; what it has no projector for is left out, with a note.
+        split: photographs of the development or of the test half.
+        limit: at most so many items of each kind.
+        progress: called with (done, all), from the beginning for each part.
+        notes: further notes for the scorecard.
+
+    Raises:
+        UsageError: the composition neither listens nor speaks.
+        SensoriumError: recordings or synthetic voices cannot be had.
     """
-    asked = list(questions)
-    hear = hear or listener()
-    generator = model.parts.generator.get()
-    ways = {"cascade": True, **({"model": False} if model.parts.output.get() else {})}
-    for cascade in ways.values():
-        say(model, "Say hello.", cascade, 4)  # loads what is loaded but once
-    found: dict[str, list[Said]] = {way: [] for way in ways}
-    for done, question in enumerate(asked):
-        for way, cascade in ways.items():
-            found[way].append(say(model, question, cascade, longest))
+    listens = "speech" in model.composition.spec.projectors
+    speaks = model.parts.output.get() is not None
+    if not (listens or speaks):
+        raise UsageError(f"the model {model.name!r} has no projector for speech, neither in nor out.")
+    hear = listener()
+    notes = list(notes or [])
+    rows: list[Row] = []
+    facts: dict[str, Any] = {"split": split}
+    if listens:
+        items = [*question_items(limit), *photo_items(split, limit), *people_items(limit)]
+        by = ways(model, with_random_projector(model), lambda sound: hear(sound, RATE))
+        with no_recogniser() as used:
+            rows += listening_rows(items, by, progress)
+        if used:
+            raise AssertionError(f"a recogniser ran on the direct path: {used}")
+        facts |= {"spoken_items": len(items), "recogniser_calls_on_the_direct_path": len(used)}
+        notes.append("No decoder of a recogniser ran on the direct path (call hooks).")
+    else:
+        notes.append("The composition has no speech input projector.")
+    said = evaluate_speaking(model, questions=_asked(limit), hear=hear, progress=progress)
+    rows += [*said.rows, _people_floor(hear, limit)]
+    facts |= said.facts
+    if listens:
+        rows += latency_rows(model, hear, limit, progress)
+    return Scorecard("speech", model.name, rows, facts, notes)
+
+
+def question_items(limit: int | None = None) -> list[SpokenItem]:
+    """Held-out questions, each in one of the held-out voices; every other one in a room, with noise, on a bad line."""
+    from sensorium.training.data.spoken_questions import questions
+
+    asked = _some(questions("test"), min(limit or QUESTIONS, QUESTIONS))
+    sounds = held_out_voices([question.question for question in asked])
+    return [
+        SpokenItem(SPOKEN, one.question, sound, one.choices, one.answer, cluster=one.question)
+        for one, sound in zip(asked, sounds)
+    ]
+
+
+def photo_items(split: Literal["dev", "test"], limit: int | None = None) -> list[SpokenItem]:
+    """Yes/no questions about photographs, spoken; as many with yes as with no."""
+    from sensorium.evaluation import photos
+    from sensorium.media import load_image
+
+    wanted = photos.photos(split)[:limit]
+    found = photos.photo_items(wanted, photos.fetch_photos(wanted))
+    asked = [item for item in found if item.task == "yesno"]
+    asked = [each for answer in ("yes", "no") for each in _some([i for i in asked if i.answer == answer], limit or 50)]
+    sounds = held_out_voices([item.question for item in asked])
+    return [
+        SpokenItem(
+            SEEN, i.question, sound, ("Yes", "No"), i.answer.capitalize(), image=load_image(i.image), cluster=i.unit
+        )
+        for i, sound in zip(asked, sounds)
+    ]
+
+
+def people_items(limit: int | None = None) -> list[SpokenItem]:
+    """Recordings, each with three other recorded sentences of about its length to choose from."""
+    from sensorium.media import load_audio
+
+    every = recordings()
+    items = []
+    for number, one in enumerate(_some(every, min(limit or RECORDINGS, RECORDINGS))):
+        near = sorted(every, key=lambda other: (abs(len(other.text.split()) - len(one.text.split())), other.text))
+        pool = list(dict.fromkeys(other.text for other in near if other.text != one.text))[:12]
+        rng = np.random.default_rng(number)
+        choices = [one.text, *(pool[int(i)] for i in rng.permutation(len(pool))[:3])]
+        rng.shuffle(choices)
+        sound = load_audio(one.path).samples
+        items.append(SpokenItem(PEOPLE, one.text, sound, tuple(choices), one.text, REPEAT))
+    return items
+
+
+def held_out_voices(texts: Sequence[str], *, disturb: bool = True) -> Iterator[np.ndarray]:
+    """Texts in the voices that training never heard, one after the other: float32 [samples] at 16 kHz."""
+    from sensorium.training.data.voices import TEST_VOICES, disturbed
+
+    for number, text in enumerate(texts):
+        sound = TEST_VOICES[number % len(TEST_VOICES)].say(text)
+        yield disturbed(sound, np.random.default_rng(number)) if disturb and number % 2 else sound
+
+
+def latency_rows(
+    model: Model, hear: Hear, limit: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> list[Row]:
+    """The medians of `latency.STAGES`, direct and by the cascade."""
+    by = measure_latency(model, hear, min(limit or TIMED, TIMED), progress)
+    return [
+        Row(SOON, stage, None, None, {way: median(values[stage]) for way, values in by.items()},
+            unit="number", lower_is_better=True)
+        for stage in (*latency.STAGES, latency.WHOLE)
+    ]  # fmt: skip
+
+
+def measure_latency(
+    model: Model, hear: Hear, rounds: int, progress: Callable[[int, int], None] | None = None
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds by way and stage: the two ways take turns, and what was loaded first is asked for beforehand."""
+    spoken = model.parts.output.get() is not None
+    found: dict[str, dict[str, list[float]]] = {"cascade": {}, **({"model": {}} if spoken else {})}
+    for number, sound in enumerate(two_second_questions(rounds + 1)):
+        for way, values in found.items():
+            spent = latency.first_sound(model, sound, transcribe=_to_text(hear) if way == "cascade" else None)
+            if number:  # the first is not counted
+                for stage, seconds in spent.items():
+                    values.setdefault(stage, []).append(seconds)
         if progress:
-            progress(done + 1, len(asked))
-    rows = []
-    if "model" in found:
-        pairs = [(generator.units_of(said.text), said.units) for said in found["model"]]
-        rows.append(Row(SECTION, "phoneme error rate", None, None, {"model": _rate(pairs)}, lower_is_better=True))
-    heard = {
-        way: [(words(one.text), words(hear(one.sound, generator.rate))) for one in said] for way, said in found.items()
-    }
-    scores = {way: _rate(pairs) for way, pairs in heard.items()}
-    rows.append(Row(SECTION, "ASR-WER (tiny.en)", None, None, scores, lower_is_better=True))
-    for stage in STAGES:
-        numbers = {way: _median([one.seconds[stage] for one in said]) for way, said in found.items()}
-        rows.append(Row(SECTION, f"{stage}, s (median)", None, None, numbers, unit="number", lower_is_better=True))
-    seconds = {way: sum(len(one.sound) for one in said) / generator.rate for way, said in found.items()}
-    return Scorecard("speech", model.name, rows, {"questions": len(asked), "tokens": longest, "sound_s": seconds})
+            progress(number + 1, rounds + 1)
+    return found
 
 
-def say(model: Model, question: str, cascade: bool, longest: int) -> Said:
-    """One greedy answer, said while it is generated."""
-    sound: list[np.ndarray] = [np.zeros(0, np.float32)]
-    speaker = model.speaker(sound.append, cascade=cascade)
-    model.parts.bare.get().clear_cache()  # every prompt is prefilled, as a new one would be
-    answer = model.chat(question, speaker=speaker, max_tokens=longest)
-    timings = speaker.timings
-    first = timings.first_sound_s if timings.first_sound_s is not None else float("nan")
-    stages = (answer.timings.prefill_s, timings.units_s, timings.generator_s, first)
-    return Said(answer.text, speaker.units, np.concatenate(sound), dict(zip(STAGES, stages)))
+def two_second_questions(number: int) -> list[np.ndarray]:
+    """Different questions in hibari's voice, cut or filled with silence to exactly two seconds."""
+    from sensorium.training.data.spoken_questions import questions
+    from sensorium.training.data.voices import Voice
+
+    voice, found = Voice("hibari", "heart"), []
+    for question in questions("test"):
+        sound = voice.say(question.question)
+        if 1.7 * RATE <= len(sound) <= 2.05 * RATE:
+            found.append(np.pad(sound, (0, max(0, 2 * RATE - len(sound))))[: 2 * RATE])
+        if len(found) == number:
+            break
+    return found
 
 
-def listener() -> Callable[[np.ndarray, int], str]:
-    """Whisper tiny.en."""
-    from sensorium.tasks.speak import wav_file
-    from sensorium.tasks.transcribe import Transcriber, transcribe
-
-    transcriber = Transcriber("tiny.en")
-
-    def hear(sound: np.ndarray, rate: int) -> str:
-        if not len(sound):
-            return ""
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "said.wav"
-            with wav_file(path, rate) as append:
-                append(sound)
-            return " ".join(segment.text for segment in transcribe(str(path), transcriber))
-
-    return hear
-
-
-def _rate(pairs: list[tuple[Any, Any]]) -> intervals.Estimate:
-    wrong = np.array([edits(meant, said) for meant, said in pairs], np.float64)
-    total = np.array([len(meant) for meant, _ in pairs], np.float64)
-    return intervals.bootstrap(lambda weights: weights @ wrong / np.maximum(weights @ total, 1), len(pairs))
-
-
-def _median(values: list[float]) -> intervals.Estimate:
-    seconds = np.sort([value for value in values if not np.isnan(value)])
+def median(values: Sequence[float]) -> Estimate:
+    """The median with its bootstrap interval."""
+    seconds = np.array([value for value in values if not np.isnan(value)])
     if not len(seconds):
-        return intervals.Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
+        return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
     drawn = np.random.default_rng(0).choice(seconds, (intervals.RESAMPLES, len(seconds)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return intervals.Estimate(float(np.median(seconds)), float(low), float(high), len(seconds), len(seconds))
+    return Estimate(float(np.median(seconds)), float(low), float(high), len(seconds), len(seconds))
+
+
+def _asked(limit: int | None) -> list[str]:
+    from sensorium.training.data.spoken import questions
+
+    return list(questions(limit or ANSWERS, 1, held_out=True, known=lambda noun: len(noun) < 8))
+
+
+def _people_floor(hear: Hear, limit: int | None) -> Row:
+    """What the recogniser makes of people: words that it gets wrong are not all the speaker's fault."""
+    from sensorium.media import load_audio
+
+    chosen: list[Recording] = _some(recordings(), limit or 40)
+    pairs = [(words(one.text), words(hear(load_audio(one.path).samples, RATE))) for one in chosen]
+    wrong = np.array([edits(meant, heard) for meant, heard in pairs], np.float64)
+    total = np.array([len(meant) for meant, _ in pairs], np.float64)
+    rate = intervals.bootstrap(lambda weights: weights @ wrong / np.maximum(weights @ total, 1), len(pairs))
+    name = "ASR-WER (tiny.en) of recordings of people"
+    return Row("speech output, answers to held-out questions", name, None, None, {"people": rate}, lower_is_better=True)
+
+
+def _to_text(hear: Hear) -> Callable[[np.ndarray], str]:
+    return lambda sound: hear(sound, RATE)
+
+
+def _some(values: Sequence[Any], number: int) -> list[Any]:
+    """So many of them, evenly spread."""
+    if len(values) <= number:
+        return list(values)
+    return [values[int(i)] for i in np.linspace(0, len(values) - 1, number).round()]

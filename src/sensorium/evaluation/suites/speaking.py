@@ -1,0 +1,128 @@
+"""The speech output suite: answers said while they are generated, by the output projector and by the text cascade.
+
+Both say the same answers to questions about nouns that training never asked about. Phoneme error rate compares the
+projector's units with those that the generator's text front-end makes of the answer (whose own are, by definition,
+without error); ASR-WER compares what Whisper tiny.en hears with the words of the answer, so the cascade's column is the
+floor that the generator and the recogniser share. Rates are sums of edits over sums of lengths, and intervals resample
+whole answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sensorium.evaluation import intervals
+from sensorium.evaluation.scorecard import Row, Scorecard
+from sensorium.evaluation.speech_metrics import edits, words
+
+if TYPE_CHECKING:
+    from sensorium.model import Model
+
+QUESTIONS = 24
+LONGEST = 48
+Hear = Callable[[np.ndarray, int], str]
+"""Sound and its rate -> text."""
+SECTION = "speech output, answers to held-out questions"
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer by one way: its text, units and sound, and its seconds by stage (see `STAGES`)."""
+
+    text: str
+    units: list[int]
+    sound: np.ndarray
+    seconds: dict[str, float]
+
+
+STAGES = ("prefill", "units", "generator", "first sound")
+"""Of an answer: prefill, projector or text front-end in all, generator in all, from the call to the first sound."""
+
+
+def evaluate_speaking(
+    model: Model,
+    *,
+    questions: Iterable[str],
+    hear: Hear | None = None,
+    longest: int = LONGEST,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scorecard:
+    """Say answers both ways and compare.
+
+    Args:
+        model: the composition; without an output projector only the cascade's column is filled.
+        questions: what to ask.
+        hear: sound and its rate -> text; None for Whisper tiny.en.
+        longest: tokens of an answer.
+        progress: called with (done, all).
+    """
+    asked = list(questions)
+    hear = hear or listener()
+    generator = model.parts.generator.get()
+    ways = {"cascade": True, **({"model": False} if model.parts.output.get() else {})}
+    for cascade in ways.values():
+        say(model, "Say hello.", cascade, 4)  # loads what is loaded but once
+    found: dict[str, list[Said]] = {way: [] for way in ways}
+    for done, question in enumerate(asked):
+        for way, cascade in ways.items():
+            found[way].append(say(model, question, cascade, longest))
+        if progress:
+            progress(done + 1, len(asked))
+    rows = []
+    if "model" in found:
+        pairs = [(generator.units_of(said.text), said.units) for said in found["model"]]
+        rows.append(Row(SECTION, "phoneme error rate", None, None, {"model": _rate(pairs)}, lower_is_better=True))
+    heard = {
+        way: [(words(one.text), words(hear(one.sound, generator.rate))) for one in said] for way, said in found.items()
+    }
+    scores = {way: _rate(pairs) for way, pairs in heard.items()}
+    rows.append(Row(SECTION, "ASR-WER (tiny.en)", None, None, scores, lower_is_better=True))
+    for stage in STAGES:
+        numbers = {way: _median([one.seconds[stage] for one in said]) for way, said in found.items()}
+        rows.append(Row(SECTION, f"{stage}, s (median)", None, None, numbers, unit="number", lower_is_better=True))
+    seconds = {way: sum(len(one.sound) for one in said) / generator.rate for way, said in found.items()}
+    return Scorecard("speech", model.name, rows, {"questions": len(asked), "tokens": longest, "sound_s": seconds})
+
+
+def say(model: Model, question: str, cascade: bool, longest: int) -> Said:
+    """One greedy answer, said while it is generated."""
+    sound: list[np.ndarray] = [np.zeros(0, np.float32)]
+    speaker = model.speaker(sound.append, cascade=cascade)
+    model.parts.bare.get().clear_cache()  # every prompt is prefilled, as a new one would be
+    answer = model.chat(question, speaker=speaker, max_tokens=longest)
+    timings = speaker.timings
+    first = timings.first_sound_s if timings.first_sound_s is not None else float("nan")
+    stages = (answer.timings.prefill_s, timings.units_s, timings.generator_s, first)
+    return Said(answer.text, speaker.units, np.concatenate(sound), dict(zip(STAGES, stages)))
+
+
+def listener() -> Hear:
+    """Whisper tiny.en, greedy."""
+    from sensorium.media import load_audio
+    from sensorium.tasks.transcribe import Transcriber
+
+    transcriber = Transcriber("tiny.en")
+
+    def hear(sound: np.ndarray, rate: int) -> str:
+        return transcriber.text(load_audio(sound, array_rate=rate).samples) if len(sound) else ""
+
+    return hear
+
+
+def _rate(pairs: list[tuple[Any, Any]]) -> intervals.Estimate:
+    wrong = np.array([edits(meant, said) for meant, said in pairs], np.float64)
+    total = np.array([len(meant) for meant, _ in pairs], np.float64)
+    return intervals.bootstrap(lambda weights: weights @ wrong / np.maximum(weights @ total, 1), len(pairs))
+
+
+def _median(values: list[float]) -> intervals.Estimate:
+    seconds = np.sort([value for value in values if not np.isnan(value)])
+    if not len(seconds):
+        return intervals.Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
+    drawn = np.random.default_rng(0).choice(seconds, (intervals.RESAMPLES, len(seconds)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return intervals.Estimate(float(np.median(seconds)), float(low), float(high), len(seconds), len(seconds))
