@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("ctranslate2")
 
 from sensorium import encoders, hub
+from sensorium.encoders import whisper
 from sensorium.encoders.log_mel import log_mel
 from sensorium.encoders.whisper import FRAME, OVERLAP, WINDOW, WhisperEncoder, frames_of, windows
 from sensorium.encoders.whisper_parts import PARTS
@@ -146,12 +147,14 @@ def test_whisper_base_where_it_was_fetched():
 
 def test_sound_that_grows_costs_its_last_window_alone(encoder, monkeypatch):
     """Streaming: whole windows are remembered, and the features are those of the sound encoded at once."""
-    x = noise(70 * 16_000)
+    monkeypatch.setattr(whisper, "WINDOW", 100)
+    monkeypatch.setattr(whisper, "OVERLAP", 20)
+    x = noise(230 * FRAME)
     count, window = [], encoder._window
-    monkeypatch.setattr(encoder, "_window", lambda samples: count.append(len(samples)) or window(samples))
-    encoder._whole.clear()
-    for seconds in (30, 60, 70):
-        grown = encoder.encode([x[: seconds * 16_000]])[0]
-    assert [n // FRAME for n in count] == [WINDOW, WINDOW, 200, 3500 - 2 * (WINDOW - OVERLAP)]
+    monkeypatch.setattr(encoder, "_window", lambda samples: count.append(len(samples) // FRAME) or window(samples))
+    for frames in (100, 190, 230):
+        grown = encoder.encode([x[: frames * FRAME]])[0]
+    assert count == [100, 100, 30, 70]
     encoder._whole.clear()
     assert np.array_equal(grown, encoder.encode([x])[0])
+    encoder._whole.clear()

@@ -233,7 +233,7 @@ def test_silence_and_clicks_commit_nothing_and_take_no_memory():
     with turns:
         for _ in range(200):
             turns.push(np.concatenate([quiet(0.4), voice(0.06)]))
-        assert turns._recording.end - turns._recording.begin < RATE
+        assert turns._hearing._recording.end - turns._hearing._recording.begin < RATE
     assert events == []
 
 

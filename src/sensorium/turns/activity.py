@@ -124,6 +124,8 @@ class Signal(Enum):
     """It has been quiet for the tail: this may be the end."""
     ENDED = 3
     """Speech has ended, at `Activity.ended`."""
+    LONG = 4
+    """Speech goes on, and so much of it has come that a part can be worked on (`hearing.AHEAD`)."""
 
 
 class Activity:

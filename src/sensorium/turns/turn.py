@@ -8,7 +8,7 @@ it encoded. Time is counted in samples; no clock decides anything.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -18,9 +18,8 @@ from functools import partial
 import numpy as np
 
 from sensorium.errors import UsageError
-from sensorium.media.audio import Audio
 from sensorium.messages import Message
-from sensorium.turns.activity import FRAME, RATE, Activity, ActivityOptions, Detector, Signal, Silero, samples
+from sensorium.turns.activity import ActivityOptions, Detector, Signal, Silero
 from sensorium.turns.engine import Engine
 from sensorium.turns.events import (
     Committed,
@@ -35,11 +34,8 @@ from sensorium.turns.events import (
     SpeechStopped,
     Text,
 )
-from sensorium.turns.recording import Recording
+from sensorium.turns.hearing import Hearing
 from sensorium.turns.said import Said
-
-AHEAD = 30 * RATE
-"""Samples of a message after which, and after each further so many, what has come is encoded without a pause."""
 
 
 class State(Enum):
@@ -50,6 +46,15 @@ class State(Enum):
     """The user speaks, or holds the button."""
     ANSWERING = "answering"
     """The answer is generated or played."""
+
+
+@functools.cache
+def _network() -> Silero:
+    return Silero()
+
+
+def _silero() -> Detector:
+    return _network().stream()
 
 
 class _Answer:
@@ -68,7 +73,7 @@ class Turns:
         engine: the model; see `engine.ModelEngine`.
         on_event: takes each event, in order. It is called in the thread of `push` or in the manager's own, never in
             both at once; it must return soon, and may call the manager.
-        detector: makes a voice detector for a stream; None for Silero's.
+        detector: makes a voice detector for a stream; None for Silero's, which all conversations share.
         options: of the voice activity.
         hold: push to talk: `press` and `release` say when the user speaks, and not the voice alone.
         messages: the conversation so far.
@@ -97,16 +102,10 @@ class Turns:
         self.state = State.IDLE
         self.messages = list(messages)
         self._engine, self._on_event = engine, on_event
-        self._detector = detector or Silero().stream
-        self._options = options or ActivityOptions()
+        self._hearing = Hearing(detector or _silero, options or ActivityOptions(), hold)
         self._hold, self._held, self._remembered = hold, False, remembered
         self._turn = 0
         self._answer: _Answer | None = None
-        self._rest = np.zeros(0, np.float32)
-        self._heard = 0  # samples of the input so far
-        self._ahead = 0
-        self._first: int | None = None  # where the speech of this message begins
-        self._listen()
         self._changed = threading.Condition(threading.RLock())
         self._asked: _Answer | None = None
         self._prepared: list[Message] | None = None
@@ -126,11 +125,8 @@ class Turns:
         with self._changed:
             if self._closed or (self._hold and not self._held):
                 return
-            sound = np.concatenate([self._rest, sound])
-            whole = len(sound) // FRAME * FRAME
-            self._rest = sound[whole:]
-            for frame in sound[:whole].reshape(-1, FRAME):
-                self._frame(frame)
+            for frame in self._hearing.frames(sound):
+                self._hear(frame)
                 if self._hold and not self._held:  # the message became too long, so it was committed
                     return
 
@@ -141,9 +137,8 @@ class Turns:
                 raise UsageError("press is for push to talk; make the manager with hold=True.")
             if self._closed or self._held:
                 return
-            self.interrupt()
-            self._begin(self._heard)
-            self._listen()
+            self._hearing.restart()
+            self._begin()
             self._held = True
 
     def release(self) -> None:
@@ -151,12 +146,10 @@ class Turns:
         with self._changed:
             if not self._held:
                 return
-            if len(self._rest):
-                rest, self._rest = self._rest, np.zeros(0, np.float32)
-                self._frame(np.pad(rest, (0, FRAME - len(rest))))
+            for frame in self._hearing.frames(np.zeros(0, np.float32), last=True):
+                self._hear(frame)
             if self._held:
-                self._held = False
-                self._stop()
+                self._end()
 
     def say(self, text: str) -> None:
         """A typed message, answered at once. An answer under way is interrupted; what is being recorded is dropped."""
@@ -168,7 +161,7 @@ class Turns:
             if self.state is State.LISTENING:
                 self._emit(Discarded(self._turn))
             self._held = False
-            self._listen()
+            self._hearing.restart()
             self._turn += 1
             self._commit(message)
 
@@ -222,82 +215,34 @@ class Turns:
 
     # Hearing ----------------------------------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        """Hear as if nothing had been said; sound that was heard before belongs to no message any more."""
-        self._rest = np.zeros(0, np.float32)
-        self._first = None
-        self._ahead = AHEAD
-        self._detect = self._detector()
-        self._activity = Activity(self._options, start=self._heard, hold=self._hold)
-        self._recording = Recording(self._heard)
-
-    def _frame(self, frame: np.ndarray) -> None:
-        self._heard += FRAME
-        self._recording.add(frame)
-        signal = self._activity.push(self._detect(frame))
-        if signal is Signal.BEGUN and self._first is None:
-            self._first = self._activity.begun
+    def _hear(self, frame: np.ndarray) -> None:
+        signal = self._hearing.hear(frame)
+        if signal is Signal.BEGUN:
             if not self._hold:
-                self.interrupt()
-                self._begin(self._first)
-            else:
-                self._emit(SpeechStarted(self._turn, self._first))
-        elif signal is Signal.PAUSED:
-            self._prepare(self._end())
+                self._begin()
+            self._emit(SpeechStarted(self._turn, self._hearing.voice[0]))
+        elif signal in (Signal.PAUSED, Signal.LONG):
+            self._prepared = self._told([*self.messages, self._hearing.draft()])
+            self._changed.notify_all()
         elif signal is Signal.ENDED:
-            self._held = False
-            self._stop()
-        if self._first is None:
-            kept = samples(self._options.preroll_s) + samples(self._options.onset_s) + FRAME
-            self._recording.forget(self._heard - kept)
-        elif self._recording.end - self._start() >= self._ahead:
-            self._prepare(self._start() + self._ahead)
-            self._ahead += AHEAD
+            self._end()
 
-    def _begin(self, at: int) -> None:
+    def _begin(self) -> None:
+        self.interrupt()
         self._turn += 1
         self._enter(State.LISTENING)
-        if not self._hold:
-            self._emit(SpeechStarted(self._turn, at))
 
-    def _start(self) -> int:
-        """The first sample of the message."""
-        return max(self._recording.begin, (self._first or 0) - samples(self._options.preroll_s))
-
-    def _end(self) -> int:
-        """The sample behind the message, given that the voice has ended."""
-        return min(self._recording.end, self._activity.ended + samples(self._options.tail_s))
-
-    def _stop(self) -> None:
-        if self._first is None:
-            self._listen()
+    def _end(self) -> None:
+        self._held = False
+        if not self._hearing.speaking:
+            self._hearing.restart()
             self._enter(State.IDLE)
             self._emit(Discarded(self._turn))
             return
-        begin, end = self._start(), self._end()
-        message = self._message(end)
-        self._emit(SpeechStopped(self._turn, self._activity.ended))
-        rest = self._recording.cut(end, self._recording.end)
-        self._first = None
-        if self._hold:
-            self._listen()
-        else:  # the detector goes on: what comes next may begin at once
-            self._ahead = AHEAD
-            self._activity = Activity(self._options, start=self._heard)
-            self._recording = Recording(end)
-            self._recording.add(rest)
-        self._commit(message, begin, end)
-
-    def _message(self, end: int) -> Message:
-        sound = np.ascontiguousarray(self._recording.cut(self._start(), end))
-        digest = hashlib.sha256(f"{sound.shape};{RATE}".encode() + sound.tobytes()).hexdigest()
-        return Message("user", [Audio(sound, RATE, digest, "speech")])
+        self._emit(SpeechStopped(self._turn, self._hearing.voice[1]))
+        self._commit(*self._hearing.take())
 
     # Answering --------------------------------------------------------------------------------------------------------
-
-    def _prepare(self, end: int) -> None:
-        self._prepared = self._told([*self.messages, self._message(end)])
-        self._changed.notify_all()
 
     def _commit(self, message: Message, begin: int = 0, end: int = 0) -> None:
         self.messages.append(message)
