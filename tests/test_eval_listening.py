@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from sensorium.evaluation.human_voices import Recording
 from sensorium.evaluation.random_projector import RandomProjector
 from sensorium.evaluation.suites import listening
 from sensorium.evaluation.suites.listening import SpokenItem, Way, listening_rows, no_recogniser, ways
-from sensorium.media import load_image
+from sensorium.media import load_audio, load_image
 
 
 class Words:
@@ -150,3 +152,56 @@ def test_recordings_are_sentences(monkeypatch, tmp_path):
         Recording("All circuits are busy now.", sounds / "busy.wav", "exchange"),
         Recording("He was not an ill disposed young man.", book / "a-0880.wav", "book"),
     ]
+
+
+def test_people_choose_among_sentences_of_like_length(monkeypatch):
+    from sensorium.evaluation.suites import speech
+
+    texts = [
+        *("The line is busy now.", "Please hang up and try again.", "Goodbye to you."),
+        *("Nobody is at home today, I fear.", "Press one to go on.", "That number is not in use."),
+    ]
+    said = [Recording(text, f"{number}.wav", "exchange") for number, text in enumerate(texts)]
+    monkeypatch.setattr(speech, "recordings", lambda: said)
+    silence = load_audio(np.zeros(160, np.int16), array_rate=16_000)
+    monkeypatch.setattr("sensorium.media.load_audio", lambda path: silence)
+    items = speech.people_items(4)
+    assert [item.answer for item in items] == [texts[0], texts[2], texts[3], texts[5]]
+    assert all(item.answer in item.choices and len(set(item.choices)) == 4 for item in items)
+    assert len({item.choices.index(item.answer) for item in items}) > 1
+    assert items[0].said == texts[0] and items[0].asked == speech.REPEAT
+
+
+def test_stages_add_up_to_the_first_sound():
+    from sensorium.evaluation import latency
+
+    class Timings:
+        encode_s, prefill_s, before_sound = 0.02, 0.03, (0.001, 0.002)
+
+    class Speaker:
+        timings = Timings
+
+    class Model:
+        def speaker(self, sink, cascade):
+            self.sink, self.cascade = sink, cascade
+            return Speaker()
+
+        def chat(self, messages, speaker, cancel, max_tokens):
+            self.told = messages[0].content[0] if self.cascade else messages[0].media[0]
+            time.sleep(0.08)
+            self.sink(np.zeros(10))
+            assert cancel.is_set()  # nothing is said behind the first sound
+
+            class Answer:
+                timings = Timings
+
+            return Answer()
+
+    model, sound = Model(), np.zeros(32000, np.float32)
+    direct = latency.first_sound(model, sound)
+    assert model.cascade is False and (model.told.samples == sound).all()
+    assert direct[latency.WHOLE] >= 0.08 and direct["transcribe"] == 0 and direct["encode"] == 0.02
+    assert sum(direct[stage] for stage in latency.STAGES) == pytest.approx(direct[latency.WHOLE])
+    heard = latency.first_sound(model, sound, transcribe=lambda samples: time.sleep(0.05) or "hello")
+    assert model.cascade is True and model.told == "hello" and heard["transcribe"] >= 0.05
+    assert sum(heard[stage] for stage in latency.STAGES) == pytest.approx(heard[latency.WHOLE])

@@ -1,7 +1,8 @@
 """hibari: 114 phoneme symbols -> 24 kHz speech (PyPI `hibari-tts`, Apache-2.0, numpy and ONNX Runtime).
 
 A chunk is spoken as a sentence of its own, with silence before and after it, so chunks are cut where speech pauses: at
-punctuation, and at a word's end where a phrase is long or nothing has been said yet. The silences are trimmed to the pause that belongs there.
+punctuation, and at a word's end where a phrase is long or nothing has been said yet. The silences are trimmed to the
+pause that belongs there.
 """
 
 from __future__ import annotations
