@@ -7,31 +7,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sensorium.config import kind_of_recipe
+from sensorium.training.values import Count, Name, Rate, Seed, Strict, Text
 from sensorium.two_tower import Side
 
 SceneKind = Literal["single", "several", "count", "box", "photo", "empty"]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]*$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class HeadRecipe(_Strict):
+class HeadRecipe(Strict):
     """One head: ``depth`` hidden layers of ``hidden`` before the last linear one; 0 is a linear head."""
 
     depth: Annotated[int, Field(ge=0, le=4)] = 0
     hidden: Annotated[int, Field(ge=8, le=8192)] = 768
 
 
-class HeadsRecipe(_Strict):
+class HeadsRecipe(Strict):
     """Both heads.
 
     ``start: concepts`` begins as the classes of the image encoder's own classifier, each placed at what the text tower
@@ -44,7 +37,7 @@ class HeadsRecipe(_Strict):
     start: Literal["concepts", "random"] = "random"
 
 
-class ClipData(_Strict):
+class ClipData(Strict):
     """Pairs of pictures and texts.
 
     Scenes of named pictures come from the feature store that other recipes fill too: with the same catalogue, seed and
@@ -55,7 +48,7 @@ class ClipData(_Strict):
     catalogue: Text | None = None
     scenes: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seed: Seed = 0
-    mix: dict[SceneKind, Annotated[float, Field(ge=0)]] = {}
+    mix: dict[SceneKind, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     captions: Annotated[int, Field(ge=1, le=16)] = 2
     pairs: Text | None = None
     repeat_pairs: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -74,7 +67,7 @@ class ClipData(_Strict):
         return self
 
 
-class ClipRates(_Strict):
+class ClipRates(Strict):
     """Peak learning rates: of the heads, and of the towers that `unfreeze` names. One number is that of the heads."""
 
     heads: Rate = 1e-3
@@ -86,7 +79,7 @@ class ClipRates(_Strict):
         return given if isinstance(given, dict | ClipRates) else {"heads": given}
 
 
-class ClipTrain(_Strict):
+class ClipTrain(Strict):
     """How long and how fast; the names are those that `loop.train_loop` reads."""
 
     steps: Count
@@ -114,12 +107,12 @@ class ClipTrain(_Strict):
         return self
 
 
-class ClipRecipe(_Strict):
+class ClipRecipe(Strict):
     """One training of heads. ``composition`` declares the two encoders, which stay frozen but for those that
     ``unfreeze`` names."""
 
     kind: Literal["clip"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Name
     composition: Text
     output: Text
     install: Text | None = None  # where the finished composition is copied to (`training.install`)

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sensorium.composition import TokenNames
 from sensorium.config import KeyFault
 from sensorium.errors import UsageError
 from sensorium.projectors.spec import KINDS, LARGEST
 from sensorium.training.overrides import flat, read
+from sensorium.training.spread import INSTEAD, spread
+from sensorium.training.values import Count, Name, Rate, Seed, Strict, Text, once
 
-Positive = Annotated[int, Field(ge=1, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Width = Annotated[int, Field(ge=1, le=65536)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
-Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
-Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]*$")]
 SceneKind = Literal["single", "several", "count", "box", "photo", "empty"]
 Task = Literal["yesno", "describe", "what", "which", "count", "colour", "side"]
 Trained = Literal["projector", "lora", "backbone", "tokens"]
 PARTS = get_args(Trained)
-INSTEAD = {"steps": "epochs", "rows": "batch_tokens"}  # two ways to say one thing
+RESERVED = "composition"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ProjectorRecipe(_Strict):
+class ProjectorRecipe(Strict):
     """Which projector is trained and where it starts from."""
 
     kind: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     start: Literal["concepts", "random"] = "random"
     words: bool = False  # also directions of the words that scenes show (`training.word_directions`)
 
@@ -72,20 +65,20 @@ def _check_weights(weights: Mapping[Any, float]) -> Mapping[Any, float]:
     return weights
 
 
-class LoraRecipe(_Strict):
+class LoraRecipe(Strict):
     """Low-rank training of every linear layer of the backbone, active only with media."""
 
     rank: Width
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    alpha: Annotated[float, Field(gt=0, le=65536)] = 32.0
 
 
-class TokensRecipe(_Strict):
+class TokensRecipe(Strict):
     """Tokens that the backbone does not have: new rows of its vocabulary (`training.new_tokens`)."""
 
     names: TokenNames
 
 
-class SetRecipe(_Strict):
+class SetRecipe(Strict):
     """One data set of samples in files; see docs/data.md for the formats."""
 
     path: Text
@@ -96,7 +89,7 @@ class SetRecipe(_Strict):
     question: Annotated[str, Field(max_length=1000)] = ""
 
 
-class DataRecipe(_Strict):
+class DataRecipe(Strict):
     """Samples in files (``sets``), or composite scenes and what is asked about them.
 
     ``catalogue`` is a file of named pictures of one's own, JSON lines as `data.catalogue.Entry` has them; without one
@@ -110,13 +103,24 @@ class DataRecipe(_Strict):
     catalogue: Text | None = None
     scenes: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seed: Seed = 0
-    mix: dict[SceneKind, Weight] = {}
+    mix: dict[SceneKind, Weight] = Field(default_factory=dict)
     class_features: Share = 0.0
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    questions: dict[Task, Weight] = {}
+    questions: dict[Task, Weight] = Field(default_factory=dict)
     yesno_focus: Annotated[float, Field(gt=0, le=100)] = 1.0
 
     _drawable = field_validator("mix", "questions")(_check_weights)
+
+    @field_validator("sets")
+    @classmethod
+    def _different(cls, sets: tuple[SetRecipe, ...]) -> tuple[SetRecipe, ...]:
+        """One file may be asked about in two ways, but the same samples have one weight."""
+        read = [one.model_copy(update={"weight": 1.0, "licence": ""}) for one in sets]
+        for number, one in enumerate(read):
+            if one in read[:number]:
+                reason = f"{one.path[:100]!r} stands there twice; keep one, with the sum of both weights"
+                raise KeyFault(reason, number, "path")
+        return sets
 
     @model_validator(mode="after")
     def _has_samples(self) -> DataRecipe:
@@ -125,7 +129,7 @@ class DataRecipe(_Strict):
         return self
 
 
-class LearningRate(_Strict):
+class LearningRate(Strict):
     """Peak learning rate per trained part; ``concepts`` are the matrices that start from the frozen parts."""
 
     projector: Rate
@@ -135,19 +139,19 @@ class LearningRate(_Strict):
     tokens: Rate = 1e-3
 
 
-class TrainRecipe(_Strict):
+class TrainRecipe(Strict):
     """How long and how fast.
 
     ``steps`` is 0 where ``epochs`` says how long, until the data are counted; ``batch_tokens`` is ``rows`` times
     ``row_tokens``, and either may be given.
     """
 
-    steps: Positive = 0
+    steps: Count = 0
     epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None  # of data in files
     minutes: Annotated[float, Field(gt=0)] | None = None
     row_tokens: Annotated[int, Field(ge=32, le=8192)] = 160
     rows: Annotated[int, Field(ge=1, le=65536)] = 10
-    batch_tokens: Positive | None = None
+    batch_tokens: Count | None = None
     learning_rate: LearningRate
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # `training.loop.schedule`
     warmup: Annotated[int, Field(ge=0, lt=2**31)] = 40
@@ -159,8 +163,8 @@ class TrainRecipe(_Strict):
     sharding: Literal["none", "full"] = "none"  # full: each process keeps its share of the model (`training.sharding`)
     compile: bool = True
     seed: Seed = 0
-    checkpoint_every: Positive = 250
-    log_every: Positive = 20
+    checkpoint_every: Count = 250
+    log_every: Count = 20
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()  # beside log.jsonl (`training.logs`)
 
     @model_validator(mode="before")
@@ -176,6 +180,11 @@ class TrainRecipe(_Strict):
         if type(tokens) is int and type(length) is int and 0 < length <= tokens and "rows" not in value:
             value["rows"] = tokens // length
         return value
+
+    @field_validator("log")
+    @classmethod
+    def _each_once(cls, log: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(once(log, "the log"))
 
     @field_validator("epochs")
     @classmethod
@@ -207,7 +216,7 @@ class TrainRecipe(_Strict):
         return self
 
 
-class ObjectiveRecipe(_Strict):
+class ObjectiveRecipe(Strict):
     """What a stage minimises; ``temperature`` and ``end_of_turn`` are those of `objectives.distill`."""
 
     kind: Literal["next_token", "distill"] = "next_token"
@@ -221,7 +230,7 @@ class ObjectiveRecipe(_Strict):
         return {"kind": value} if isinstance(value, str) else value
 
 
-class StageRecipe(_Strict):
+class StageRecipe(Strict):
     """One stage: what it says of data and train stands over what the recipe says for all stages."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
@@ -230,11 +239,24 @@ class StageRecipe(_Strict):
     data: DataRecipe
     train: TrainRecipe
 
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        """A stage has the directory of its name in the output, beside the trained composition's."""
+        if name == RESERVED:
+            raise ValueError("the trained composition is called so in the output; give the stage another name")
+        return name
 
-class Recipe(_Strict):
+    @field_validator("trains")
+    @classmethod
+    def _each_once(cls, trains: tuple[str, ...] | None) -> Any:
+        return once(trains, "the part")
+
+
+class Recipe(Strict):
     """One training run: stages in order, or a single one when none are listed."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Name
     composition: Text
     backbone: Text | None = None  # another language model than the composition's (`backbones.choice`)
     output: Text
@@ -270,8 +292,10 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _stages_fit(self) -> Recipe:
         names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names):
-            raise ValueError("two stages have one name; their checkpoints would collide")
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                reason = f"two stages have one name ({name}); their checkpoints would collide"
+                raise KeyFault(reason, "stages", number, "name")
         for number, stage in enumerate(self.plan()):
             at = ("stages", number) if self.stages else ()
             self._check_parts(stage, at)
@@ -286,7 +310,8 @@ class Recipe(_Strict):
                     reason = f"all stages run in the same processes; set train.{key} once, for the recipe"
                     raise KeyFault(reason, *at, "train", key)
         if self.projector.words and not self.plan()[0].data.scenes:
-            raise ValueError("projector.words learns from the scenes of the first stage, which has none")
+            reason = "words are learnt from the scenes of the first stage, which has none; leave words out"
+            raise KeyFault(reason, "projector", "words")
         return self
 
     def _check_parts(self, stage: StageRecipe, at: tuple[str | int, ...]) -> None:
@@ -340,35 +365,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: the file, a key or a value is wrong; one sentence with the line where there is one.
     """
-    return read(path, Recipe, overrides, _spread)
-
-
-def _spread(data: dict[str, Any]) -> dict[str, Any]:
-    """Put the recipe's own data and train under those of each stage, so that a stage names only what differs."""
-    stages = data.get("stages")
-    if not isinstance(stages, list):
-        return data
-    spread = copy.deepcopy(data)
-    for stage in spread["stages"]:
-        if isinstance(stage, dict):
-            for section in ("data", "train"):
-                stage[section] = _over(data.get(section), stage.get(section))
-    return spread
-
-
-def _over(below: Any, above: Any) -> Any:
-    if above is None:
-        return copy.deepcopy(below)
-    if isinstance(below, dict) and isinstance(above, dict):
-        said = {other for pair in INSTEAD.items() for one, other in (pair, pair[::-1]) if above.get(one) is not None}
-        below = {k: v for k, v in below.items() if k not in said}
-        # weights are a whole: a stage's mix of questions is not added to the recipe's
-        whole = ("mix", "questions", "options", "sets")
-        return {
-            k: above[k] if k in above and (k in whole or k not in below) else _over(below.get(k), above.get(k))
-            for k in (*below, *(key for key in above if key not in below))
-        }
-    return above
+    return read(path, Recipe, overrides, spread)
 
 
 def facts(recipe: Recipe, stage: StageRecipe) -> dict[str, Any]:

@@ -5,28 +5,21 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from sensorium.errors import UsageError
 from sensorium.projectors.output import filled
+from sensorium.training.values import Count, Name, Rate, Seed, Strict, Text
 
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]*$")]
 Source = Literal["phrases", "wordnet", "numbers", "answers"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class OutputProjectorRecipe(_Strict):
+class OutputProjectorRecipe(Strict):
     """Which output projector; options left out have the defaults of `projectors.output`."""
 
     kind: Literal["ctc"] = "ctc"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits(self) -> OutputProjectorRecipe:
@@ -37,14 +30,14 @@ class OutputProjectorRecipe(_Strict):
         return self
 
 
-class SpeakSource(_Strict):
+class SpeakSource(Strict):
     """So many texts of a source (`training.speak_texts`), drawn with this weight."""
 
     texts: Count
     weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
 
 
-class SpeakData(_Strict):
+class SpeakData(Strict):
     """Texts, by source; ``state_dropout`` is the share of answers that are learnt from without their hidden states."""
 
     sources: Annotated[dict[Source, SpeakSource], Field(min_length=1)]
@@ -53,7 +46,7 @@ class SpeakData(_Strict):
     seed: Seed = 0
 
 
-class SpeakTrain(_Strict):
+class SpeakTrain(Strict):
     """How long and how fast; the names are those that `loop.train_loop` reads. ``frame_tokens`` is a batch's size."""
 
     steps: Count
@@ -71,11 +64,11 @@ class SpeakTrain(_Strict):
     log_every: Count = 20
 
 
-class SpeakRecipe(_Strict):
+class SpeakRecipe(Strict):
     """One training of an output projector beside a composition, all of whose other parts stay frozen."""
 
     kind: Literal["speak"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Name
     composition: Text
     output: Text
     generator: Literal["hibari"] = "hibari"
