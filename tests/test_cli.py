@@ -109,11 +109,11 @@ def test_help_and_version_exit_with_0(sensorium):
     assert sensorium("--version") == (0, "sensorium 0.1.0\n", "")
     code, out, _ = sensorium("--help")
     assert code == 0
-    for command in ("ask", "describe", "classify", "parts", "train", "features", "eval", "bench"):
+    for command in ("ask", "listen", "describe", "classify", "parts", "train", "features", "eval", "bench"):
         assert f"\n  {command} " in out
         code, text, _ = sensorium(command, "--help")
         assert code == 0 and "Usage: sensorium " + command in text
-    for later in ("chat", "listen", "serve", "watch", "imagine"):
+    for later in ("chat", "serve", "watch", "imagine"):
         assert f"\n  {later} " not in out
 
 

@@ -280,6 +280,6 @@ def test_parts_lists_them(directory, capsys):
     from sensorium.parts import describe_parts, table
 
     described = describe_parts(Model(Composition(directory), 1, False).load())
-    assert described["parts"][-1]["seam"] == "3 rows behind the vocabulary of 265; active: with media"
+    assert described["parts"][-1]["seam"] == "3 rows behind the vocabulary of 265; active: with pictures"
     table(described)
-    assert "The new tokens are active only in conversations that hold media" in capsys.readouterr().out
+    assert "The new tokens are active only in conversations that hold pictures" in capsys.readouterr().out

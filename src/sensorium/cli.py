@@ -8,17 +8,15 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from sensorium import cli_data, cli_speak, cli_speech, console
+from sensorium import cli_data, cli_listen, cli_media, cli_speak, cli_speech, console
+from sensorium.cli_options import JsonOption, MaxTokens, ModelOption, Seed, Temperature, sampling, start
 from sensorium.errors import SensoriumError, UsageError, install
-
-if TYPE_CHECKING:
-    from sensorium.model import Model
 
 app = typer.Typer(
     name="sensorium",
@@ -31,11 +29,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-ModelOption = Annotated[str, typer.Option("--model", metavar="NAME|DIR", help="Packaged composition or a directory.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option("--temperature", metavar="T", help="0 picks the most probable token.")]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Makes sampling repeatable.")]
 Show = Annotated[bool, typer.Option("--show", help="Draw the picture, where output is a terminal with colours.")]
 Files = Annotated[
     list[str], typer.Argument(metavar="FILE...", help="Pictures; - is standard input.", show_default=False)
@@ -44,11 +37,10 @@ Files = Annotated[
 
 @app.command()
 def ask(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The question.", show_default=False)],
-    attach: Annotated[
-        list[str],
-        typer.Option("--attach", "-a", metavar="FILE", help="A picture, or - for standard input. Repeatable."),
-    ] = [],  # noqa: B006 (typer reads it once and never changes it)
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", help="The question, if it is not spoken.", show_default=False)
+    ] = None,
+    attach: cli_media.Attach = [],  # noqa: B006 (typer reads it once and never changes it)
     model: ModelOption = "mini",
     as_json: JsonOption = False,
     max_tokens: MaxTokens = 256,
@@ -59,19 +51,24 @@ def ask(
     cascade: cli_speak.CascadeOption = False,
     ignore_end: Annotated[bool, typer.Option("--ignore-end", hidden=True, help="Go on to --max-tokens.")] = False,
 ) -> None:
-    """Answer a question, about pictures if there are any."""
+    """Answer a question, written or spoken, about pictures if there are any."""
     from sensorium.tasks.ask import question
 
     cli_speak.check(speak, cascade)
 
-    options = _sampling(max_tokens, temperature, seed)
+    options = sampling(max_tokens, temperature, seed)
     if ignore_end:  # for benchmarks, which compare equal numbers of tokens
         options["stop_ids"] = frozenset()
-    question(text)  # an empty one is refused before anything loads
-    _check_files(attach)
-    composed = _start(model, media={"image"} if attach else ())
-    pictures = [_picture(source) for source in attach]
-    messages = question(text, pictures)
+    kinds = {cli_media.kind(name) for name in attach}
+    if text is not None:
+        question(text)  # an empty one is refused before anything loads
+    elif "speech" not in kinds and "-" not in attach:
+        raise UsageError("Missing argument 'TEXT'; write the question, or attach one that is spoken: -a FILE.")
+    cli_media.check(attach)
+    composed = start(model, kinds)
+    media = [cli_media.attached(name) for name in attach]
+    pictures, sounds = cli_media.apart(media)
+    messages = question(text, pictures, sounds)
     composed.load()
     with cli_speak.speaking(composed, speak, cascade) as speaker:
         if as_json:
@@ -93,13 +90,13 @@ def describe(
     show: Show = False,
 ) -> None:
     """Caption pictures, one line each."""
-    options = _sampling(max_tokens, temperature, seed)
-    _check_files(files)
-    composed = _start(model, media={"image"}).load()
+    options = sampling(max_tokens, temperature, seed)
+    cli_media.check(files)
+    composed = start(model, media={"image"}).load()
     captions: dict[str, Any] = {}
 
     def each(name: str) -> None:
-        picture = _picture(name)
+        picture = cli_media.picture(name)
         if as_json:
             captions[name] = composed.describe(picture, **options).to_dict()
             return
@@ -135,19 +132,19 @@ def classify(
     labels = check_labels(label)
     if head not in ("llm", "clip"):
         raise UsageError(f"--head is {head!r}; use llm or clip.")
-    _check_files(files)
+    cli_media.check(files)
     probabilities: Callable[[Any], list[tuple[str, float]]]
     if head == "clip":
         from sensorium.tasks.clip import classifier
 
         probabilities = classifier(_two_tower(model), labels)
     else:
-        composed = _start(model, media={"image"}).load()
+        composed = start(model, media={"image"}).load()
         probabilities = lambda picture: composed.classify(picture, labels)  # noqa: E731
     results: dict[str, Any] = {}
 
     def each(name: str) -> None:
-        picture = _picture(name)
+        picture = cli_media.picture(name)
         found = probabilities(picture)
         results[name] = {"labels": [{"label": text, "probability": round(p, 6)} for text, p in found]}
         if not as_json:
@@ -182,7 +179,7 @@ def search(
     task.check_query(text, attach, top)
     if not os.path.isdir(directory):  # noqa: PTH112 (Path raises for names that are too long)
         raise UsageError(f"{directory[:200]} is no directory; give the folder whose pictures to search.")
-    picture = _picture(attach) if attach is not None else None
+    picture = cli_media.picture(attach) if attach is not None else None
     with console.counting("Encoding pictures") as progress:
         result = task.search(_two_tower(model), directory, text, picture, top=top, index=index, progress=progress)
     if as_json:
@@ -193,7 +190,7 @@ def search(
     for each in result.found:
         console.write(f"{each.score:6.3f}  {each.file}\n")
         if show:
-            console.show([_picture(str(each.file))])
+            console.show([cli_media.picture(str(each.file))])
     if not result.found:
         console.complain(f"{directory} holds no pictures.")
 
@@ -208,7 +205,7 @@ def parts(model: ModelOption = "mini", as_json: JsonOption = False) -> None:
     if is_two_tower(model):
         described = describe_towers(TwoTower(model))
     else:
-        described = describe_parts(_start(model, media=None).load())
+        described = describe_parts(start(model, media=None).load())
     if as_json:
         console.write_json(described)
     else:
@@ -312,6 +309,7 @@ def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...",
 
 
 cli_speech.register(app)
+cli_listen.register(app)
 cli_speak.register(app)
 app.add_typer(cli_data.app, name="data", short_help="Check training data, and describe it.")
 
@@ -334,56 +332,11 @@ def options(
 # What commands share --------------------------------------------------------------------------------------------------
 
 
-def _sampling(max_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
-    """Sampling options, checked before anything loads."""
-    from sensorium.backbones.engine import SamplingParams
-
-    chosen: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    try:
-        SamplingParams(**chosen, stop_ids=frozenset())
-    except UsageError as error:  # says max_tokens=0, where the command line has --max-tokens 0
-        said = re.sub(r"^([a-z_]+)=", lambda found: f"--{found[1].replace('_', '-')} ", str(error))
-        raise UsageError(said) from None
-    return chosen
-
-
-def _check_files(files: list[str]) -> None:
-    """Refuse, before anything loads, what no file can mean."""
-    from sensorium.messages import refuse_remote
-
-    if files.count("-") > 1:
-        raise UsageError("- stands twice, but standard input can be read once.")
-    for name in files:
-        refuse_remote(name)
-        if len(files) == 1 and name != "-" and not os.path.isfile(name):  # noqa: PTH113 (Path raises for names that are too long)
-            _picture(name)  # says what is wrong with it
-
-
-def _start(name: str, media: Collection[str] | None) -> Model:
-    """Begin to load a model in the background; `load()` on it waits and checks the seams."""
-    from sensorium.composition import Composition
-    from sensorium.model import Model
-
-    return Model(Composition.find(name)).start(media)
-
-
 def _two_tower(name: str) -> Any:
     """The two-tower model of this name; where the generative default is named, the one that stands beside it."""
     from sensorium.two_tower import DEFAULT, TwoTower
 
     return TwoTower(DEFAULT if name == "mini" else name)
-
-
-def _picture(source: str) -> Any:
-    from sensorium.media import load_image
-
-    if source == "-":
-        if sys.stdin is None:
-            raise SensoriumError("Standard input is closed, so no picture can be read from it; pipe a file into it.")
-        if sys.stdin.isatty():
-            raise UsageError("- reads a picture from standard input, which is this terminal; pipe a file into it.")
-        return load_image(sys.stdin.buffer)
-    return load_image(source)
 
 
 def _each_file(files: list[str], work: Callable[[str], None], results: dict[str, Any]) -> int:

@@ -319,8 +319,11 @@ class Composition:
 
     def part(self, *keys: str) -> hub.Part:
         """The hub's view of a frozen part: `part("backbone")`, `part("encoders", "image")`."""
-        declared = self.spec.backbone if keys == ("backbone",) else self.spec.encoders[keys[1]]  # type: ignore[index]
-        return declared.part.hub_part(self.path, self.lines, *keys)
+        declared: Any = self.spec
+        for key in keys:
+            declared = declared[key] if isinstance(declared, dict) else getattr(declared, key)
+        made: hub.Part = declared.part.hub_part(self.path, self.lines, *keys)
+        return made
 
     def folder(self) -> hub.Folder:
         """The hub's view of an LLM that is a Hugging Face directory."""

@@ -152,6 +152,13 @@ class Parts:
         """The tokenizer of conversations with such media."""
         return self.tokenizer if CHANGING.intersection(kinds) else self.bare_tokenizer
 
+    def ready(self, kinds: Collection[str]) -> tuple[Engine, Tokenizer]:
+        """Load what a conversation with such media needs; its engine and its tokenizer."""
+        self.start(kinds)
+        for kind in kinds:
+            self.sense(kind)
+        return self.engine(kinds).get(), self.reader(kinds).get()
+
     def sense(self, kind: str) -> tuple[Any, Projector]:
         """The encoder and the projector of a kind of media, their seams checked."""
         self.seams[kind].get()
@@ -335,10 +342,7 @@ class Parts:
         declared = self.composition.spec.generators.get("speech")
         if declared is None:
             return generators.create("hibari")
-        path = None
-        if declared.part:
-            part = declared.part.hub_part(self.composition.path, self.composition.lines, "generators", "speech")
-            path = hub.fetch(part, progress=self.progress)
+        path = self._path("generators", "speech") if declared.part else None
         return generators.create(declared.kind, declared.options, path)
 
     def _output(self) -> UnitProjector | None:

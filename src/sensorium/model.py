@@ -21,7 +21,7 @@ from sensorium.errors import UsageError
 from sensorium.loading import Parts
 from sensorium.media import load_image
 from sensorium.messages import Message, parse_messages
-from sensorium.perception import Perceived, Perception, Prepared
+from sensorium.perception import Perceived, Perception, Prepared, check_kinds
 from sensorium.prompt import TEMPLATES
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sensorium.backbones.engine import SamplingParams, Stats, Step
     from sensorium.speech import Cascade, Spoken
+    from sensorium.tasks.listen import Reply
     from sensorium.two_tower import TwoTower
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
@@ -63,6 +64,7 @@ class Model:
     def start(self, media: Collection[str] | None = None) -> Model:
         """Fetch the parts, and begin to load in threads what a conversation with such kinds of media ("image",
         "speech", or none) needs."""
+        check_kinds(self.composition, media or ())
         self._started = self._started or time.perf_counter()
         self.parts.fetch(media or ())
         if media is not None:
@@ -125,18 +127,27 @@ class Model:
         pieces = Stream(self._pieces(prepared, steps, stats, stops, params.logprobs > 0, speaker))
         return pieces if stream else pieces.answer
 
-    def ask(self, text: str, image: Any = None, images: Any = (), **options: Any) -> Any:
-        """Answer one question, about pictures if there are any.
+    def ask(
+        self, text: str | None = None, image: Any = None, images: Any = (), *, audio: Any = None, **options: Any
+    ) -> Any:
+        """Answer one question, written or spoken, about pictures if there are any.
 
         Args:
-            text: the question.
+            text: the question; None where it is spoken.
             image, images: paths, bytes, PIL images, uint8 arrays [H, W, 3] or `sensorium.Image`; one or a list.
+            audio: paths, bytes or `sensorium.Audio`; one or a list.
             **options: as for `chat`; `stream=True` gives a `Stream`, else an `Answer`.
         """
         from sensorium.tasks.ask import question
 
         pictures = ([] if image is None else [image]) + several(images)
-        return self.chat(question(text, pictures), **options)
+        return self.chat(question(text, pictures, audio), **options)
+
+    def listen(self, audio: Any, **options: Any) -> Reply:
+        """Answer a spoken question in text and speech; see `tasks.listen`."""
+        from sensorium.tasks.listen import listen
+
+        return listen(self, audio, **options)
 
     def describe(self, image: Any, **options: Any) -> Any:
         """A caption of one picture; see `tasks.describe`."""

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,12 +29,13 @@ from sensorium.prompt import Rendered, render
 if TYPE_CHECKING:
     from sensorium.backbones.engine import Engine
     from sensorium.backbones.tokenizer import Tokenizer
+    from sensorium.composition import Composition
     from sensorium.loading import Parts
 
 REMEMBERED = 64
 """Media that are kept, the latest used."""
 SILENCE = 1e-3
-"""Of the loudest 20 ms, root mean square; full scale is 1. Below it (-60 dB) nobody speaks."""
+"""Of the loudest sample; full scale is 1. Below it (-60 dB) nobody speaks."""
 
 
 class Sense(NamedTuple):
@@ -47,8 +48,7 @@ class Sense(NamedTuple):
 def heard(sound: Audio) -> np.ndarray:
     """The samples of speech as encoders take them: float32 [n] at 16 kHz. Raises SensoriumError for silence."""
     samples = load_audio(sound).samples
-    frames = np.pad(samples, (0, -len(samples) % 320)).reshape(-1, 320)
-    if np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1)).max() < SILENCE:
+    if np.abs(samples).max() < SILENCE:
         raise SensoriumError(f"{sound.source} holds silence alone; give a recording in which somebody speaks.")
     return samples
 
@@ -101,12 +101,9 @@ class Perception:
         parts = self.parts
         media = [medium for message in messages for medium in message.media]
         kinds = {kind_of(medium) for medium in media}
-        self._check(media)
+        check_media(parts.composition, media)
         started = time.perf_counter()
-        parts.start(kinds)
-        for kind in kinds:
-            parts.sense(kind)
-        engine, tokenizer = parts.engine(kinds).get(), parts.reader(kinds).get()
+        engine, tokenizer = parts.ready(kinds)
         loaded = time.perf_counter()
         template = parts.composition.spec.backbone.template
         rendered = render(messages, tokenizer, 0 if blind else self.count, template=template)
@@ -126,7 +123,7 @@ class Perception:
             medium: a `sensorium.Image` or `sensorium.Audio`.
             features: what the encoder gives for it, float32 [cells or frames, feature dim], where that is known.
         """
-        self._check([medium])
+        check_media(self.parts.composition, [medium])
         kind = kind_of(medium)
         encoder, projector = self.parts.sense(kind)
         name = f"{_content(medium)}:{encoder.spec.fingerprint}:{projector.path}"
@@ -157,25 +154,31 @@ class Perception:
         with self._lock:
             self._known.clear()
 
-    def _check(self, media: Sequence[Any]) -> None:
-        """Refuse media that nothing here takes."""
-        composition = self.parts.composition
-        for medium in media:
-            kind = kind_of(medium)
-            if kind not in composition.spec.projectors:
-                taken = " and ".join(["text", *(_PLURAL[each] for each in composition.spec.projectors)])
-                only = "text only" if taken == "text" else f"{taken} only"
-                raise UsageError(
-                    f"the model {composition.name!r} takes {only}, and the conversation holds {named(medium)}."
-                )
-            if not isinstance(medium, SENSES[kind].takes):
-                raise UsageError(
-                    f"a value of type {type(medium).__name__} stands for {NOUNS[kind]}; give what sensorium.load_image "
-                    "or sensorium.load_audio returns."
-                )
+
+def check_kinds(composition: Composition, kinds: Collection[str]) -> None:
+    """Raise UsageError for kinds of media that a composition does not take."""
+    for kind in kinds:
+        if kind not in composition.spec.projectors:
+            taken = " and ".join(["text", *(_PLURAL[each] for each in composition.spec.projectors)])
+            raise UsageError(
+                f"the model {composition.name!r} takes {taken} only, and the conversation holds "
+                f"{NOUNS.get(kind, 'a medium')}{_INSTEAD.get(kind, '')}."
+            )
+
+
+def check_media(composition: Composition, media: Sequence[Any]) -> None:
+    """Raise UsageError for media that a composition does not take, or that are none."""
+    check_kinds(composition, [kind_of(medium) for medium in media])
+    for medium in media:
+        if not isinstance(medium, SENSES[kind_of(medium)].takes):
+            raise UsageError(
+                f"a value of type {type(medium).__name__} stands for {named(medium)}; give what sensorium.load_image "
+                "or sensorium.load_audio returns."
+            )
 
 
 _PLURAL = {"image": "pictures", "speech": "speech"}
+_INSTEAD = {"speech": "; `sensorium transcribe` writes it down"}
 
 
 def _content(medium: Any) -> str:

@@ -11,6 +11,8 @@ from sensorium.errors import UsageError
 
 KINDS = {"hibari": ("hibari", "Hibari"), "unit-vocoder": ("unit_vocoder", "UnitVocoder")}
 """Speech generators: name -> (file, class)."""
+PACKAGES = {"hibari": "hibari-tts"}
+"""Those that are Python packages and need no file: name -> package."""
 
 
 def create(kind: str, options: Mapping[str, Any] | None = None, path: Path | None = None) -> Any:
