@@ -61,9 +61,8 @@ class Way:
 
     def message(self, item: SpokenItem) -> Message:
         """What the user says."""
-        told, asked = self.put(item), f"\n{item.asked}" if item.asked else ""
-        said = [told + asked] if isinstance(told, str) else [told, asked]
-        return Message("user", [*([] if item.image is None else [item.image]), *filter(None, said)])
+        words = [self.put(item), *([item.asked] if item.asked else [])]  # a line each
+        return Message("user", [*([] if item.image is None else [item.image]), *words])
 
 
 def ways(model: Model, random: Model, transcribe: Callable[[np.ndarray], str]) -> dict[str, Way]:
