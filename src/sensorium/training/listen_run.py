@@ -1,0 +1,248 @@
+"""`sensorium train` with a recipe of kind `listen`: from the recipe to a composition that listens, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sensorium import hub
+from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.spec import spec_from_gguf
+from sensorium.backbones.threads import physical_cores
+from sensorium.composition import FILE, MANIFEST, Composition, file_sha256
+from sensorium.encoders.whisper import WhisperEncoder
+from sensorium.encoders.whisper_parts import PARTS
+from sensorium.errors import SensoriumError
+from sensorium.model import Model
+from sensorium.projectors.spec import find, torch_class
+from sensorium.seams import BACKBONE
+from sensorium.training import checkpoint
+from sensorium.training.backbone import digest_frozen, load_llama
+from sensorium.training.listen_answers import Answers, answered
+from sensorium.training.listen_export import export_listen
+from sensorium.training.listen_heard import Heard
+from sensorium.training.listen_measure import ListenTest, share
+from sensorium.training.listen_prompt import ListenPrompt
+from sensorium.training.listen_recipe import ListenRecipe
+from sensorium.training.listen_store import ListenStore
+from sensorium.training.listen_task import AlignTask, DistilTask
+from sensorium.training.loop import train_loop
+from sensorium.training.objectives.align import TokenRows
+from sensorium.training.output import RECIPE, output_of
+from sensorium.training.overrides import read
+from sensorium.training.processes import StopRequest
+
+STAGES = ("align", "distil")
+FEW = 160  # spoken questions at a checkpoint
+
+
+def read_recipe(recipe: Path, overrides: Sequence[str] = ()) -> ListenRecipe:
+    """Read and validate a recipe of kind `listen`; raises UsageError with the line and the reason."""
+    return read(recipe, ListenRecipe, overrides)
+
+
+def train_listen(recipe: Path | ListenRecipe, overrides: Sequence[str] = (), resume: Path | None = None) -> Path:
+    """Run a recipe and return the directory of a composition that listens.
+
+    Raises:
+        UsageError: the recipe or the call is wrong.
+        SensoriumError: a part, a voice, a checkpoint or the machine is at fault.
+        KeyboardInterrupt: the run was interrupted; a checkpoint was written if a step had been taken.
+    """
+    plan = recipe if isinstance(recipe, ListenRecipe) else read_recipe(recipe, overrides)
+    output = output_of(plan.output, resume, [f"{stage}/{checkpoint.FILE}" for stage in STAGES])
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / RECIPE).write_text(plan.dump(), encoding="utf-8")
+    except OSError as error:
+        raise SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.") from None
+    torch.set_num_threads(physical_cores())
+    torch.manual_seed(plan.data.seed)
+    return ListenRun(plan, output, resume is not None).run()
+
+
+class ListenRun:
+    """The parts of a run, loaded, and its two stages.
+
+    Args:
+        plan: the recipe.
+        output: where checkpoints, logs and the composition go.
+        resume: go on from the checkpoints there.
+    """
+
+    def __init__(self, plan: ListenRecipe, output: Path, resume: bool) -> None:
+        self.plan, self.output, self.resume = plan, output, resume
+        self.model = Model(Composition.find(plan.composition)).load()
+        base = self.model.composition
+        if base.spec.backbone.format != "gguf":
+            raise SensoriumError("Training to listen needs a backbone in a GGUF file; name a composition that has one.")
+        self.tokenizer = self.model.parts.tokenizer.get()
+        self.prompt = ListenPrompt(self.tokenizer, base.spec.backbone.template)
+        self.encoder_part = PARTS[plan.encoder.removeprefix("whisper-")]
+        encoder = WhisperEncoder(plan.encoder.removeprefix("whisper-"), hub.fetch(self.encoder_part), physical_cores())
+        self.encoder_spec = encoder.spec
+        store = ListenStore(encoder, self.tokenizer.encode, plan.data.seed, _say)
+        self.options = find(plan.projector.kind).filled(plan.projector.options)
+        stack = self.options["stack"]
+        self.heard = Heard([store.shard(i) for i in range(plan.data.shards)], self.tokenizer.encode, stack)
+        precision = torch.bfloat16 if plan.distil.precision == "bf16" else torch.float32
+        path = hub.fetch(base.part(BACKBONE))
+        with GGUF(path) as gguf:
+            self.llm = load_llama(gguf, spec_from_gguf(gguf), None, precision)
+        tested = Heard([store.test()], self.tokenizer.encode, stack)
+        self.test = ListenTest(tested, self.llm, self.prompt, self.tokenizer.encode)
+        with torch.no_grad():
+            table = self.llm.embed(torch.arange(self.llm.shape.vocab)).float()
+        said = sorted({token for ids in (*self.heard.tokens, *tested.tokens) for token in ids})
+        torch.manual_seed(plan.data.seed)
+        self.projector = torch_class(plan.projector.kind)(encoder.spec.dim, self.llm.shape.dim, None, **self.options)
+        self.rows = TokenRows(table, said)
+        self.results: dict[str, Any] = {}
+
+    def run(self) -> Path:
+        """Both stages, then the measurements and the composition."""
+        learnt = sum(parameter.numel() for parameter in self.projector.parameters())
+        _say(
+            f"Training {self.plan.name}: {learnt / 1e6:.1f} M parameters, {len(self.heard)} utterances "
+            f"({self.heard.left_out} left out), {len(self.rows.tokens)} tokens, test: {len(self.test.asked)} questions"
+        )
+        frozen = digest_frozen(self.llm)
+        read = self.test.read()
+        self.results["read"] = share(list(read.values()))
+        few = self.test.subset(FEW)
+        self.results["untrained"] = share(self.test.spoken(self._project, self.test.asked[::3]))
+        _say(f"Read: {self.results['read']}; untrained projector: {self.results['untrained']}")
+        taken = {}
+        with StopRequest() as stopping:
+            for stage in STAGES:
+                taken[stage] = self._stage(stage, few, stopping)
+        if digest_frozen(self.llm) != frozen:
+            raise SensoriumError("The language model changed, which is frozen; this is a bug, please report it.")
+        self._measure_all()
+        self._write(taken)
+        _say(f"Trained composition: {self.output / 'composition'}")
+        return self.output / "composition"
+
+    def _stage(self, stage: str, few: list[int], stopping: Any) -> int:
+        recipe = self.plan.align if stage == "align" else self.plan.distil
+        task = self._align() if stage == "align" else self._distil()
+        directory = self.output / stage
+        directory.mkdir(exist_ok=True)
+
+        def report(p: Any) -> None:
+            parts = "  ".join(f"{name} {value:.3f}" for name, value in p.parts.items())
+            speed = f"{p.tokens_per_s:.0f} positions/s  {p.minutes:.1f} min"
+            _say(f"{stage} {p.step:5d}  loss {p.loss:.4f}  {parts}  {speed}")
+
+        def snapshot(step: int) -> None:
+            found = {
+                "spoken": share(self.test.spoken(self._project, few)),
+                "token_errors": round(self.test.token_errors(self._project, self.rows, self.test.sentences[::3]), 4),
+            }
+            _say(f"{stage} {step}: {found}")
+            self._write({stage: step})
+
+        facts = {
+            "stage": stage,
+            "projector": {"kind": self.plan.projector.kind, **self.options},
+            BACKBONE: self.llm.shape.fingerprint,
+            "encoder": self.encoder_spec.fingerprint,
+            "utterances": len(self.heard),
+            "seed": recipe.seed,
+        }
+        limits: Any = recipe  # has what the loop reads of any recipe
+        again = self.resume and (directory / checkpoint.FILE).is_file()
+        return train_loop(
+            task, limits, directory, resume=again, facts=facts, stopping=stopping, report=report, snapshot=snapshot
+        )
+
+    def _align(self) -> AlignTask:
+        return AlignTask(self.projector, self.rows, self.heard, range(len(self.heard)), self.plan.align)
+
+    def _distil(self) -> DistilTask:
+        data = self.plan.data
+        wanted = [u.text for u in self.heard.utterances if u.source in ("examples", "about", "questions", "things")]
+        texts = list(dict.fromkeys(wanted))[: data.answers]
+        given = answered(self.model, self.prompt, texts, data.answer_tokens, _say)
+        answers = Answers(given, self.tokenizer.encode, data.repeat)
+        numbers = [i for i, utterance in enumerate(self.heard.utterances) if utterance.text in answers]
+        _say(f"Distillation: {len(numbers)} utterances of {len(given)} texts")
+        return DistilTask(
+            self.projector, self.rows, self.heard, numbers, self.plan.distil, self.llm, self.prompt, answers
+        )
+
+    def _project(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            embeds: torch.Tensor = self.projector(features, lengths)
+        return embeds
+
+    def _measure_all(self) -> None:
+        """Every test question by every test voice, and without having heard it."""
+        asked, found = self.test.asked, self.test.spoken(self._project, self.test.asked)
+        self.results["spoken"] = share(found, [self.test.heard.utterances[i].text for i in asked])
+        by: dict[str, list[bool]] = {}
+        for i, right in zip(asked, found):
+            by.setdefault(self.test.heard.utterances[i].voice, []).append(right)
+        self.results["by_voice"] = {voice: share(each) for voice, each in by.items()}
+        self.results["other_sound"] = share(self.test.spoken(self._project, asked[::3], shift=len(asked[::3]) // 2 + 1))
+        self.results["token_errors"] = round(self.test.token_errors(self._project, self.rows, self.test.sentences), 4)
+        _say(json.dumps(self.results, indent=1))
+
+    def _write(self, taken: dict[str, int]) -> None:
+        """The base composition with the speech encoder and its projector beside what it has."""
+        base, directory = self.model.composition, self.output / "composition"
+        directory.mkdir(parents=True, exist_ok=True)
+        kept = [*base.trained_files, *base.output_files]
+        kept = [name for name in dict.fromkeys(kept) if name not in ("listen.safetensors", "listen.onnx")]
+        for name in kept:
+            shutil.copy2(base.file(name), directory / name)
+        export_listen(self.projector, self.encoder_spec.dim, directory)
+        spec = base.spec.model_dump(mode="json", exclude_defaults=True)
+        spec["backbone"]["part"]["source"] = base.part(BACKBONE).source
+        for name in base.spec.encoders:
+            if name != "speech":
+                spec["encoders"][name]["part"]["source"] = base.part("encoders", name).source
+        part = self.encoder_part
+        fields = {"source": part.source, "file": part.file, "sha256": part.sha256, "size": part.size}
+        spec.setdefault("encoders", {})["speech"] = {
+            "kind": self.plan.encoder,
+            "part": {**fields, "licence": part.licence},
+        }
+        spec.setdefault("projectors", {})["speech"] = {
+            "kind": self.plan.projector.kind,
+            "encoder": "speech",
+            "weights": "listen.safetensors",
+            "onnx": "listen.onnx",
+            "options": self.options,
+        }
+        before: dict[str, Any] = (
+            base.manifest.model_dump(mode="json", by_alias=True) if base.manifest else {"schema": 1}
+        )
+        frozen = {
+            **before.get("frozen", {}),
+            BACKBONE: self.llm.shape.fingerprint,
+            "encoders.speech": self.encoder_spec.fingerprint,
+        }
+        names = [*kept, "listen.safetensors", "listen.onnx"]
+        manifest = {
+            **before,
+            "listen": {"recipe": self.plan.model_dump(mode="json"), "run": {"steps": taken}, "results": self.results},
+            "frozen": frozen,
+            "files": {name: file_sha256(directory / name) for name in names},
+        }
+        with hub.atomic_write(directory / FILE, "w") as text:
+            text.write(yaml.safe_dump(spec, sort_keys=False))
+        with hub.atomic_write(directory / MANIFEST, "w") as text:
+            text.write(json.dumps(manifest, indent=1) + "\n")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

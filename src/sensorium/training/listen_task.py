@@ -1,0 +1,127 @@
+"""What the loop trains when an LLM learns to listen: first alignment with what was said, then the LLM's own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sensorium.training.backbone import Backbone
+from sensorium.training.listen_answers import Answers
+from sensorium.training.listen_heard import Batch, Drawn, Heard
+from sensorium.training.listen_prompt import ListenPrompt
+from sensorium.training.listen_recipe import ListenTrain
+from sensorium.training.loop import Loss
+from sensorium.training.objectives.align import TokenRows, align
+from sensorium.training.objectives.distill import distill
+
+
+class AlignTask:
+    """Frames near the embeddings of the tokens that were said; the LLM itself does not run.
+
+    Args:
+        projector: what learns.
+        rows: classes, whose blank and scale learn too.
+        heard: utterances.
+        numbers: which of them are used.
+        recipe: rate, batch size, seed.
+    """
+
+    def __init__(
+        self, projector: Any, rows: TokenRows, heard: Heard, numbers: Sequence[int], recipe: ListenTrain
+    ) -> None:
+        self.projector, self.rows, self.heard, self.recipe = projector, rows, heard, recipe
+        self.drawn = Drawn(heard.frames, numbers, recipe.positions, heard.stack)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The projector, and the blank and the scale of the classes."""
+        parts = {"projector": self.projector, "rows": self.rows}
+        return {f"{part}.{name}": each for part, module in parts.items() for name, each in module.named_parameters()}
+
+    def rate(self, name: str) -> float:
+        """One for all."""
+        return self.recipe.learning_rate
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Utterances of like length, cut anew, with channels left out and short gaps."""
+        for step in range(start, stop):
+            rng = np.random.default_rng([self.recipe.seed, step])
+            batch = self.heard.cut(self.drawn.step(rng), rng)
+            yield dropped(batch, self.recipe.feature_dropout, rng)
+
+    def project(self, batch: Batch) -> Tensor:
+        """[B, positions, dim] in float32."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            embeds: Tensor = self.projector(batch.features, batch.lengths)
+        return embeds.float()
+
+    def aligned(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, float]:
+        """The loss of `objectives.align`."""
+        said = [self.heard.tokens[i] for i in batch.numbers]
+        return align(self.rows, embeds, said, pull=self.recipe.pull)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Mean CTC loss per token."""
+        loss, number = self.aligned(self.project(batch), batch)
+        return Loss(loss, number, batch.positions * len(batch.numbers))
+
+    def stepped(self) -> None:
+        """Nothing to clamp."""
+
+
+class DistilTask(AlignTask):
+    """The LLM should answer what it hears as it answers what it reads; alignment goes on at a lower weight.
+
+    Args:
+        llm: frozen.
+        prompt: how a spoken message and its twin are laid out.
+        answers: what the LLM says to texts.
+    """
+
+    def __init__(
+        self,
+        projector: Any,
+        rows: TokenRows,
+        heard: Heard,
+        numbers: Sequence[int],
+        recipe: ListenTrain,
+        llm: Backbone,
+        prompt: ListenPrompt,
+        answers: Answers,
+    ) -> None:
+        super().__init__(projector, rows, heard, numbers, recipe)
+        self.llm, self.prompt, self.answers = llm, prompt, answers
+
+    def loss(self, batch: Batch) -> Loss:
+        """Divergence from the teacher on answers, and the alignment."""
+        embeds = self.project(batch)
+        said = [self.heard.tokens[i] for i in batch.numbers]
+        texts = [self.heard.utterances[i].text for i in batch.numbers]
+        replies = [self.answers.of(text) for text in texts]
+        rows = self.prompt.rows(batch.positions, replies)
+        twin = self.prompt.twin(said, replies)
+        loss, weight = distill(
+            self.llm, embeds, rows, twin, temperature=self.recipe.temperature, end_of_turn=self.recipe.end_of_turn
+        )
+        parts = {"distil": float(loss.detach())}
+        if self.recipe.align:
+            aligned, _ = self.aligned(embeds, batch)
+            parts["align"] = float(aligned.detach())
+            loss = loss + self.recipe.align * aligned
+        return Loss(loss, weight, int(rows.ids.size), parts)
+
+
+def dropped(batch: Batch, share: float, rng: np.random.Generator) -> Batch:
+    """With a share of the feature channels left out, the others made up for it, and now and then a gap in time."""
+    if not share:
+        return batch
+    count, frames, dim = batch.features.shape
+    kept = torch.from_numpy((rng.random((count, 1, dim)) >= share).astype(np.float32)) / (1 - share)
+    for row in np.flatnonzero(rng.random(count) < share):
+        size = int(rng.integers(1, 6))
+        at = int(rng.integers(max(1, frames - size)))
+        batch.features[row, at : at + size] = 0.0
+    return Batch(batch.features * kept, batch.lengths, batch.positions, batch.numbers)

@@ -1,0 +1,160 @@
+"""Input side: projected frames -> the tokens that were said, by connectionist temporal classification, without the LLM.
+
+The logit of a token is how near a frame is to the token's own row of the LLM's embedding table, so frames come to lie
+where the LLM expects words. The blank has a learned row of its own. A pass costs a hundredth of one through the LLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sensorium.training.objectives.ctc import greedy_units
+
+CHUNK = 256
+"""Frames that have logits at once."""
+
+
+class TokenRows(nn.Module):
+    """Frames [B, n, dim] -> logits [B, n, 1 + tokens]: minus half the squared distance to each row, times a scale.
+
+    Args:
+        table: the LLM's embedding table [vocab, dim], as it looks rows up.
+        tokens: the ids that may be said; class 0 is the blank, class i is ``tokens[i - 1]``.
+        product: dtype of the products with the table in `align`.
+    """
+
+    rows: Tensor
+
+    def __init__(self, table: Tensor, tokens: list[int], product: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.tokens, self.product = tokens, product
+        self.classes = {token: i for i, token in enumerate(tokens, start=1)}
+        rows = table[torch.tensor(tokens, dtype=torch.long)].float()
+        self.register_buffer("rows", rows, persistent=False)
+        self.blank = nn.Parameter(rows.mean(0))
+        self.prior = nn.Parameter(torch.zeros(()))  # of the blank
+        self.scale = nn.Parameter(torch.zeros(()))  # e^0: squared distances between rows are about 20 in SmolLM2
+
+    def forward(self, frames: Tensor) -> Tensor:
+        rows = torch.cat((self.blank[None], self.rows))
+        logits = self.scale.exp() * (frames.float() @ rows.T - 0.5 * rows.pow(2).sum(-1))
+        return torch.cat((logits[..., :1] + self.prior, logits[..., 1:]), dim=-1)
+
+    def heard(self, frames: Tensor) -> list[list[int]]:
+        """The token ids that are nearest to frames [B, n, dim], repeats merged and blanks dropped."""
+        return [[self.tokens[unit - 1] for unit in greedy_units(each)] for each in self(frames)]
+
+
+def align(
+    rows: TokenRows, frames: Tensor, said: Sequence[Sequence[int]], *, pull: float = 0.02
+) -> tuple[Tensor, float]:
+    """Mean CTC loss per token.
+
+    Args:
+        rows: the classes.
+        frames: [B, n, dim] projected frames, all of which count.
+        said: token ids of each, which fit n positions.
+        pull: weight of a frame's squared distance from the mean of all rows, weighed by their probabilities, averaged
+            over frames. CTC asks only that the right row be the nearest; this asks that it be near.
+
+    Returns:
+        The loss and the number of tokens.
+    """
+    classes = [[rows.classes[token] for token in ids] for ids in said]
+    loss: Tensor = _NearestRows.apply(frames, rows.blank, rows.prior, rows.scale, rows, classes, pull)
+    return loss, float(sum(map(len, said)))
+
+
+class _NearestRows(torch.autograd.Function):
+    """The loss of `align` and its gradient, some samples at a time, so that nothing as large as all logits is kept.
+
+    CTC sees only the columns of a sample's own tokens, with probabilities over all of them. Its gradient with respect
+    to a logit is the probability of the class less its share of all alignments; the mean row under the former is what
+    `pull` needs as well, so there are two products with the table and no more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        frames: Tensor,
+        blank: Tensor,
+        prior: Tensor,
+        log_scale: Tensor,
+        rows: TokenRows,
+        classes: list[list[int]],
+        pull: float,
+    ) -> Tensor:
+        count, length, _ = frames.shape
+        number, scale = sum(map(len, classes)), float(log_scale.exp())
+        table = torch.cat((blank[None], rows.rows))
+        low = table.to(frames.dtype if frames.dtype == torch.float64 else rows.product)
+        half = 0.5 * table.pow(2).sum(-1)
+        total, grads = 0.0, [torch.empty_like(frames), torch.zeros_like(blank), 0.0, 0.0]
+        for at in range(0, count, max(1, CHUNK // length)):
+            some = slice(at, min(count, at + max(1, CHUNK // length)))
+            f = frames[some].flatten(0, 1)
+            logits = (f.to(low.dtype) @ low.T).to(f.dtype).sub_(half).mul_(scale)
+            logits[:, 0] += prior
+            own, of = _columns(classes[some])
+            columns = own[:, None].expand(-1, length, -1)
+            chosen = logits.view(-1, length, len(half)).gather(2, columns)
+            logs = F.log_softmax(logits, dim=-1)
+            picked = logs.view(-1, length, len(half)).gather(2, columns)
+            loss, shares = _alignments(picked, of)
+            total += float(loss)
+            chances = logs.exp_()
+            means = (chances.to(low.dtype) @ low).to(f.dtype)
+            taken = torch.einsum("bnc,bcd->bnd", shares, table[own].to(f.dtype)).flatten(0, 1)
+            apart = f - means
+            total += pull * number / (count * length) * float(apart.pow(2).sum())
+            grad = scale * (means - taken) / number + 2 * pull / (count * length) * apart
+            grads[0][some] = grad.view(-1, length, f.shape[1])
+            silent = (chances[:, 0] - shares[..., 0].flatten()) / number
+            grads[1] += scale * (silent[:, None] * (f - blank)).sum(0)
+            grads[2] += float(silent.sum())
+            # of the scale's logarithm: what each logit is without the prior, by how much its probability should change
+            expected = scale * ((f * means).sum() - (chances @ half).sum()) - (shares * chosen).sum()
+            grads[3] += float(expected + prior * shares[..., 0].sum()) / number
+        ctx.save_for_backward(grads[0], grads[1], torch.tensor(grads[2]), torch.tensor(grads[3]))
+        return frames.new_tensor(total / number)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        frames, blank, prior, scale = (each * grad for each in ctx.saved_tensors)
+        return frames, blank, prior.to(grad.dtype), scale.to(grad.dtype), None, None, None
+
+
+def _columns(classes: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[int]]]:
+    """The different classes of each sample behind the blank, [B, most] padded with blanks, and each token's column."""
+    different = [list(dict.fromkeys(each)) for each in classes]
+    own = torch.zeros(len(classes), 1 + max(map(len, different)), dtype=torch.long)
+    for row, each in enumerate(different):
+        own[row, 1 : 1 + len(each)] = torch.tensor(each)
+    return own, [[1 + each.index(token) for token in tokens] for each, tokens in zip(different, classes)]
+
+
+def _alignments(picked: Tensor, of: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Summed CTC loss of log-probabilities [B, n, columns], and each column's share of all alignments at each frame."""
+    most = max(map(len, of))
+    padded = torch.tensor([[*each, *[0] * (most - len(each))] for each in of])
+    lengths = torch.full((len(of),), picked.shape[1])
+    with torch.enable_grad():
+        given = picked.detach().requires_grad_()
+        counts = torch.tensor([len(each) for each in of])
+        loss = F.ctc_loss(given.transpose(0, 1), padded, lengths, counts, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, given)
+    # torch gives probability less share, which is the gradient only behind a softmax over these columns alone
+    shares = given.detach().exp() - gradient
+    shares[(padded_columns(of, picked.shape[2]))[:, None].expand_as(shares)] = 0.0
+    return loss.detach(), shares
+
+
+def padded_columns(of: Sequence[Sequence[int]], columns: int) -> Tensor:
+    """[B, columns]: True where a sample has no class of its own."""
+    return torch.arange(columns) > torch.tensor([max(each) for each in of])[:, None]
