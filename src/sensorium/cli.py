@@ -229,6 +229,8 @@ def train(
         trained = _training("sensorium.training.clip_run", "train_clip", said="train")(recipe, set_, resume)
     elif kind == "speak":
         trained = _training("sensorium.training.speak_run", "train_speak", said="train")(recipe, set_, resume)
+    elif kind == "listen":
+        trained = _training("sensorium.training.listen_run", "train_listen", said="train")(recipe, set_, resume)
     else:
         trained = _training("sensorium.training.run", "train")(recipe, overrides=set_, resume=resume)
     console.write(f"{trained}\n")
