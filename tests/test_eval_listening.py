@@ -78,10 +78,10 @@ def test_what_is_asked_in_writing_stands_behind_what_was_said():
     picture = load_image(np.zeros((4, 4, 3), np.uint8))
     told = item("barks", "dog", 0.25, asked="Which animal is it?", image=picture)
     by = ways(None, None, lambda sound: "bark")
-    assert by["text"].message(told).content == (picture, "barks\nWhich animal is it?")
-    assert by["cascade"].message(told).content == (picture, "bark\nWhich animal is it?")
+    assert by["text"].message(told).content == (picture, "barks", "Which animal is it?")
+    assert by["cascade"].message(told).content == (picture, "bark", "Which animal is it?")
     image, sound, asked = by["model"].message(told).content
-    assert (image, asked) == (picture, "\nWhich animal is it?")
+    assert (image, asked) == (picture, "Which animal is it?")  # `render` gives every part a line
     assert (sound.samples == told.sound).all() and sound.rate == 16_000
     assert by["text"].message(ITEMS[0]).content == ("barks",)
 

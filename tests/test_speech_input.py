@@ -341,6 +341,29 @@ def test_parts_shows_what_hears(model):
     assert shown["encoders.image"]["seam"] == "image -> features [4x4, 24]"
 
 
+def test_parts_shows_the_voice_and_what_cannot_be_used_here(tmp_path, home, monkeypatch):
+    directory = tiny.write(tmp_path / "speaks", speech=True)
+    with (directory / "composition.yaml").open("a") as file:
+        file.write("generators:\n  speech: {kind: hibari}\n")
+    pytest.importorskip("hibari")
+    model = sensorium.load(directory, progress=False)
+    shown = {part["name"]: part for part in describe_parts(model)["parts"]}["generators.speech"]
+    assert shown["seam"] == "114 units -> speech at 24 kHz" and shown["source"].startswith("pypi:hibari-tts==")
+    assert shown["state"] == "frozen" and shown["licence"] == "Apache-2.0" and shown["bytes"] > 1e6
+    assert len(shown["fingerprint"]) == 64
+
+    def missing(*args, **options):
+        raise SensoriumError("Whisper needs ctranslate2, which is not installed.")
+
+    monkeypatch.setattr("sensorium.encoders.create_audio", missing)
+    monkeypatch.setenv("SENSORIUM_HOME", str(tmp_path / "home"))
+    model = sensorium.load(directory, progress=False)
+    assert model.ask("the", image=RED, max_tokens=1) is not None  # who does not speak needs none of it
+    shown = {part["name"]: part for part in describe_parts(model)["parts"]}["encoders.speech"]
+    assert shown["seam"] == "cannot be used here: Whisper needs ctranslate2, which is not installed."
+    assert len(shown["fingerprint"]) == 64
+
+
 # No transcript in between
 # ----------------------------------------------------------------------------------------------------------------------
 

@@ -182,9 +182,9 @@ def check_new_tokens(composition: Composition, backbone: BackboneSpec, tokenizer
     if declared is None:
         return
     where = composition.where("new_tokens")
-    if not composition.spec.projectors:
+    if "image" not in composition.spec.projectors:
         raise UsageError(
-            f"{where}: new tokens serve conversations that hold media, and no projector is declared, so they could "
+            f"{where}: new tokens serve conversations that hold pictures, and no projector is declared, so they could "
             "never be used; declare a projector, or leave new_tokens out."
         )
     known = known_name(tokenizer, declared.names)
