@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sensorium import cli_data, cli_listen, cli_media, cli_speak, cli_speech, console
+from sensorium import cli_chat, cli_data, cli_listen, cli_media, cli_speak, cli_speech, console
 from sensorium.cli_options import JsonOption, MaxTokens, ModelOption, Seed, Temperature, sampling, start
 from sensorium.errors import SensoriumError, UsageError, install
 
@@ -311,6 +311,7 @@ def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...",
 
 
 cli_speech.register(app)
+cli_chat.register(app)
 cli_listen.register(app)
 cli_speak.register(app)
 app.add_typer(cli_data.app, name="data", short_help="Check training data, and describe it.")

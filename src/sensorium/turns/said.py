@@ -81,11 +81,16 @@ class Said:
         if self._speaker is None or (self.complete and samples >= self.samples):
             return self.text
         end = 0
-        for word, units in self._words():
-            if self._sample(units) > samples:
+        for word, last in self.ends():
+            if last > samples:
                 break
             end = word
         return self.text[:end]
+
+    def ends(self) -> list[tuple[int, float]]:
+        """(end in the text, the sample behind its sound) of each word whose units have come; infinite before their
+        sound has."""
+        return [(end, self._sample(units)) for end, units in self._words()]
 
     def _mark(self, characters: int) -> None:
         units = len(self._speaker.units) if self._speaker else 0
