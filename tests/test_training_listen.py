@@ -1,0 +1,278 @@
+"""Learning to listen: the stack projector and its twin, alignment, distillation, voices, texts and what is held out."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import tiny
+
+torch = pytest.importorskip("torch")
+import torch.nn.functional as F  # noqa: E402
+
+from sensorium.errors import SensoriumError, UsageError  # noqa: E402
+from sensorium.projectors.spec import positions_for  # noqa: E402
+from sensorium.projectors.stack import StackProjector  # noqa: E402
+from sensorium.training.data import spoken_questions, voices  # noqa: E402
+from sensorium.training.listen_heard import Drawn, Heard, needed  # noqa: E402
+from sensorium.training.listen_recipe import ListenTrain  # noqa: E402
+from sensorium.training.listen_store import Shard, quiet  # noqa: E402
+from sensorium.training.listen_task import AlignTask  # noqa: E402
+from sensorium.training.loop import train_loop  # noqa: E402
+from sensorium.training.objectives.align import TokenRows, align  # noqa: E402
+
+DIM, WIDE = 24, 16
+
+# The projector --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 2, "context": 1, "width": 12}])
+def test_the_twin_of_a_stack_is_the_torch_module_at_any_length(tmp_path, options):
+    import onnxruntime
+
+    from sensorium.training.listen_export import export_listen
+
+    torch.manual_seed(0)
+    projector = StackProjector(DIM, WIDE, None, hidden=20, **options).eval()
+    export_listen(projector, DIM, tmp_path)
+    projector.load_state_dict({name: value.half().float() for name, value in projector.state_dict().items()})
+    twin = onnxruntime.InferenceSession(str(tmp_path / "listen.onnx"))
+    assert twin.get_inputs()[0].shape[::2] == [1, DIM]
+    assert twin.get_outputs()[0].shape[::2] == [1, WIDE]
+    for frames in (1, 7, 8, 9, 16, 41, 200):
+        features = torch.randn(1, frames, DIM)
+        (given,) = twin.run(None, {"features": features.numpy()})
+        assert given.shape == (1, positions_for("stack", options, frames), WIDE)
+        with torch.no_grad():
+            np.testing.assert_allclose(given, projector(features).numpy(), atol=2e-5)
+
+
+def test_what_is_padded_and_who_stands_beside_changes_nothing():
+    torch.manual_seed(0)
+    projector = StackProjector(DIM, WIDE, None, hidden=20, depth=2, context=2, width=12).eval()
+    sounds = [torch.randn(n, DIM) for n in (3, 17, 25, 64)]
+    batch = torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True)
+    with torch.no_grad():
+        together = projector(batch, torch.tensor([len(sound) for sound in sounds]))
+        for sound, row in zip(sounds, together):
+            alone = projector(sound[None])[0]
+            torch.testing.assert_close(row[: len(alone)], alone)
+            if len(sound) > 1:  # the last frame is heard, though it fills no stack
+                assert not torch.allclose(projector(sound[None, :-1])[0, -1], alone[-1])
+
+
+def test_kinds_without_time_have_no_positions():
+    with pytest.raises(UsageError, match="'mlp' takes no features along time; kinds that do: stack"):
+        positions_for("mlp", {}, 7)
+
+
+# Alignment ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_the_alignment_is_that_of_plain_ctc():
+    torch.manual_seed(0)
+    rows = TokenRows(torch.randn(50, 12) * 0.3, list(range(3, 40)), torch.float32).double()
+    with torch.no_grad():
+        rows.prior.fill_(0.3)
+        rows.scale.fill_(0.4)
+    frames = (torch.randn(5, 7, 12, dtype=torch.float64) * 0.3).requires_grad_()
+    said = [[3, 4, 4], [5], [6, 7, 6, 8], [39, 20], [10, 11, 12, 13]]
+    learnt = [frames, rows.blank, rows.prior, rows.scale]
+    loss, number = align(rows, frames, said, pull=0.1)
+    ours = torch.autograd.grad(loss, learnt)
+
+    table = torch.cat((rows.blank[None], rows.rows))
+    logits = rows.scale.exp() * (frames @ table.T - 0.5 * table.pow(2).sum(-1))
+    logits = torch.cat((logits[..., :1] + rows.prior, logits[..., 1:]), dim=-1)
+    classes = torch.tensor([[rows.classes[i] for i in ids] + [0] * (4 - len(ids)) for ids in said])
+    lengths = (torch.full((5,), 7), torch.tensor([len(ids) for ids in said]))
+    plain = F.ctc_loss(F.log_softmax(logits, -1).transpose(0, 1), classes, *lengths, reduction="sum") / number
+    with torch.no_grad():
+        means = F.softmax(logits, dim=-1) @ table
+    plain = plain + 0.1 * (frames - means).pow(2).sum(-1).mean()
+    torch.testing.assert_close(loss, plain)
+    for mine, theirs in zip(ours, torch.autograd.grad(plain, learnt)):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+
+
+def planted(directory, number: int, table, sound, seed: int) -> Shard:
+    """Utterances of which each word is eight to sixteen frames of its own sound."""
+    random = np.random.default_rng(seed)
+    features, listed, at = [], [], 0
+    for _ in range(number):
+        ids = random.integers(1, len(table), size=int(random.integers(1, 5)))
+        frames = [np.repeat(sound[i][None], int(random.integers(12, 20)), 0) for i in ids]
+        heard = np.concatenate(frames) + 0.1 * random.standard_normal((sum(map(len, frames)), sound.shape[1]))
+        features.append(heard.astype(np.float16))
+        listed.append(
+            {"text": " ".join(map(str, ids)), "source": "x", "voice": "v", "start": at, "end": at + len(heard)}
+        )
+        at += len(heard)
+    path = directory / f"planted-{seed}.npy"
+    np.save(path, np.concatenate(features))
+    path.with_suffix(".json").write_text(json.dumps(listed))
+    return Shard(path)
+
+
+def encode(text: str) -> list[int]:
+    return [int(word) for word in text.split()]
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A small task, made anew from the same seed by each call."""
+    random = np.random.default_rng(0)
+    table, sound = torch.from_numpy(random.standard_normal((12, WIDE))).float(), random.standard_normal((12, DIM))
+    shards = [planted(tmp_path, 200, table, sound, seed) for seed in (1, 2)]
+
+    def made(**changes) -> AlignTask:
+        torch.manual_seed(0)
+        plan = ListenTrain(
+            steps=80, positions=64, learning_rate=1e-2, warmup=5, precision="fp32", checkpoint_every=1000, **changes
+        )
+        projector = StackProjector(DIM, WIDE, None, hidden=32, depth=1, context=1, width=32)
+        heard = Heard(shards[:1], encode)
+        return AlignTask(projector, TokenRows(table, list(range(1, 12)), torch.float32), heard, range(len(heard)), plan)
+
+    return made, Heard(shards[1:], encode)
+
+
+def wrong(task: AlignTask, heard: Heard) -> float:
+    from sensorium.evaluation.speech_metrics import error_rate
+
+    pairs = []
+    with torch.no_grad():
+        for i in range(len(heard)):
+            pairs.append((heard.tokens[i], task.rows.heard(task.project(heard.whole([i])))[0]))
+    return error_rate(pairs)
+
+
+def test_alignment_learns_which_sound_is_which_word(task, tmp_path):
+    made, test = task
+    learns = made()
+    before = wrong(learns, test)
+    train_loop(learns, learns.recipe, tmp_path)
+    assert wrong(learns, test) < 0.05 < 0.5 < before
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(task, tmp_path):
+    made, _ = task
+    whole, first, second = made(feature_dropout=0.1), made(feature_dropout=0.1), made(feature_dropout=0.1)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    train_loop(whole, whole.recipe, tmp_path / "whole")
+    steps = iter(range(100))
+    with pytest.raises(KeyboardInterrupt):
+        train_loop(first, first.recipe, tmp_path / "parts", stopping=lambda: next(steps) == 30)
+    train_loop(second, second.recipe, tmp_path / "parts", resume=True)
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, second.tensors()[name]), name
+
+
+def test_batches_share_their_positions_and_no_token_is_lost(task):
+    _, test = task
+    drawn = Drawn(test.frames, range(len(test)), 64)
+    for step in range(50):
+        rng = np.random.default_rng(step)
+        batch = test.cut(drawn.step(rng), rng)
+        assert all(-(-int(n) // 8) == batch.positions for n in batch.lengths)
+        for i, length in zip(batch.numbers, batch.lengths):
+            assert 0 <= test.frames[i] - length < 16
+            assert needed(test.tokens[i]) <= batch.positions
+    assert needed([5, 5, 6]) == 4
+    fast = Heard(test._shards[:1], lambda text: encode(text) * 9)
+    assert len(fast) + fast.left_out == 200
+    assert fast.left_out > 100
+
+
+# Distillation ---------------------------------------------------------------------------------------------------------
+
+
+def test_who_hears_the_embeddings_of_the_words_themselves_has_nothing_to_learn(tmp_path):
+    from sensorium.backbones.gguf import GGUF
+    from sensorium.backbones.spec import spec_from_gguf
+    from sensorium.backbones.tokenizer import Tokenizer
+    from sensorium.training.backbone import load_llama
+    from sensorium.training.listen_prompt import ListenPrompt, Reply
+    from sensorium.training.objectives.distill import distill
+
+    tiny.write_gguf(tmp_path / "llm.gguf", np.random.default_rng(0))
+    with GGUF(tmp_path / "llm.gguf") as gguf:
+        llm = load_llama(gguf, spec_from_gguf(gguf), None, torch.float32)
+        tokenizer = Tokenizer.from_gguf(gguf)
+    prompt = ListenPrompt(tokenizer)
+    start, end = tokenizer.special("<|im_start|>"), tokenizer.special("<|im_end|>")
+    assert prompt.before == (start, *tokenizer.encode("user\n"))
+    assert prompt.between == (end, *tokenizer.encode("\n"), start, *tokenizer.encode("assistant\n"))
+    said = [tokenizer.encode("a dog")[:4], tokenizer.encode("the cat")[:4]]
+    assert [len(ids) for ids in said] == [4, 4]
+    replies = [[Reply((5, 6)), Reply((7,), (8, 9))], [Reply((10,))]]
+    rows, twin = prompt.rows(4, replies), prompt.twin(said, replies)
+    embeds = llm.embed(torch.tensor(said))
+    loss, weight = distill(llm, embeds, rows, twin)
+    assert weight == 3 + 2 + 2  # every answer and its end
+    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+    assert float(distill(llm, embeds.flip(0), rows, twin)[0]) > 1e-4
+
+
+# Voices and texts -----------------------------------------------------------------------------------------------------
+
+
+def test_no_test_voice_is_ever_drawn_for_training():
+    tested = {(voice.engine, voice.name) for voice in voices.TEST_VOICES}
+    rng = np.random.default_rng(0)
+    drawn = {(voice.engine, voice.name) for voice in (voices.draw(rng) for _ in range(4000))}
+    assert len(drawn) > 150
+    assert not drawn & tested
+    assert "festival" not in {engine for engine, _ in drawn}
+    heard = {name.partition("+")[2] for engine, name in drawn if engine == "espeak"}
+    assert not heard & {name.partition("+")[2] for engine, name in tested if "+" in name}
+
+
+def test_what_test_questions_are_about_is_asked_in_no_training_question():
+    halves = {split: spoken_questions.questions(split, 3, all_families=True) for split in ("train", "test")}
+    assert len(spoken_questions.questions("test")) >= 150
+    assert not {each.question for each in halves["train"]} & {each.question for each in halves["test"]}
+    assert {each.family for each in halves["train"]} == {each.family for each in halves["test"]}
+    for split, questions in halves.items():
+        for each in questions:
+            assert 2 <= len(set(each.choices)) == len(each.choices) <= spoken_questions.CHOICES
+            assert each.answer in each.choices
+        for family in spoken_questions.read():
+            asked = " ".join(each.question for each in questions if each.family == family.name)
+            for thing, _ in family.items:
+                if spoken_questions.held_out(thing) == (split == "train") and family.name in ("capital", "past"):
+                    assert f" {thing}" not in asked.replace("past", "")
+
+
+def test_a_right_answer_is_no_likelier_to_stand_anywhere():
+    places = [each.choices.index(each.answer) for each in spoken_questions.questions("test") if len(each.choices) == 4]
+    assert 0.15 < np.mean(np.array(places) == 0) < 0.35
+
+
+def test_sound_keeps_its_pitch_when_its_rate_changes_and_its_length_in_a_room():
+    rng = np.random.default_rng(0)
+    for rate in (22_050, 24_000, 8_000, 16_000):
+        tone = np.sin(2 * np.pi * 440 * np.arange(rate) / rate).astype(np.float32)
+        sound = voices.resampled(tone, rate)
+        assert len(sound) == pytest.approx(16_000, abs=2)
+        assert np.argmax(np.abs(np.fft.rfft(sound[:16_000]))) * 16_000 / len(sound) == pytest.approx(440, abs=2)
+    assert len(voices.roomed(sound, 0.4, 0.5, rng)) == len(sound)
+    noise = voices.coloured(20_000, 1.0, rng)
+    assert np.sqrt(np.mean(noise**2)) == pytest.approx(1, abs=1e-3)
+    for seed in range(20):
+        heard = voices.disturbed(sound, np.random.default_rng(seed))
+        assert heard.dtype == np.float32
+        assert np.abs(heard).max() <= 1
+        assert np.isfinite(heard).all()
+    assert len(quiet(sound)) == len(sound) + int(0.35 * 16_000)
+    with pytest.raises(SensoriumError, match="said nothing"):
+        voices.trimmed(np.zeros(100, np.float32))
+
+
+def test_a_missing_synthesiser_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(voices.shutil, "which", lambda name: None)
+    with pytest.raises(SensoriumError, match="voices of flite; apt-get install flite"):
+        voices.Voice("flite", "slt").say("Hello.")
