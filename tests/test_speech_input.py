@@ -185,6 +185,14 @@ def test_a_sound_at_another_rate_is_brought_to_the_encoders(model):
     assert model.prepare([Message("user", [tone])]).rendered.media_tokens == 7
 
 
+def test_what_follows_a_spoken_question_prefills_only_what_is_new(model):
+    talk = [Message("user", [said(12_000, seed=6)])]
+    first = model.chat(talk, max_tokens=3)
+    talk += [Message("assistant", first.text or "the"), Message("user", "Why?")]
+    second = model.chat(talk, max_tokens=3)
+    assert second.usage.cached_tokens >= first.usage.prompt_tokens - 1 > second.usage.media_tokens == 5
+
+
 # Messages
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -301,7 +309,7 @@ def test_the_parts_of_hearing_are_loaded_and_checked_when_somebody_speaks(tmp_pa
         (
             "stack: 8",
             "stack: 4",
-            r"253 tokens of 1009 frames, but the projector 'speech' \(listen.onnx\) gives 127",
+            r"32 tokens of 127 frames, but the projector 'speech' \(listen.onnx\) gives 16",
         ),
         ("stack: 8", "stack: 0", "stack=0 must be a whole number"),
         ("stack, encoder: speech", "mlp, encoder: speech", "takes no features along time|pools a grid"),
@@ -482,6 +490,8 @@ def test_listening_in_python_gives_text_and_sound(model, tmp_path):
         (["listen", "silence.wav"], 1, "silence.wav holds silence alone"),
         (["ask", "-a", "silence.wav"], 1, "silence.wav holds silence alone"),
         (["ask", "-a", "cut.flac"], 1, "cut.flac"),
+        (["ask", "-a", "gone.wav"], 1, "gone.wav does not exist"),
+        (["ask", "-a", "question.wav", "-a", "gone.wav"], 1, "gone.wav does not exist"),
         (["listen", "text.wav"], 1, "text.wav"),
         (["listen", "question.wav", "--cascade"], 2, "give -o OUT.wav as well"),
         (["listen", "question.wav", "-o", "."], 2, "-o . cannot be written"),

@@ -59,12 +59,12 @@ def ask(
     options = sampling(max_tokens, temperature, seed)
     if ignore_end:  # for benchmarks, which compare equal numbers of tokens
         options["stop_ids"] = frozenset()
-    kinds = {cli_media.kind(name) for name in attach}
     if text is not None:
         question(text)  # an empty one is refused before anything loads
-    elif "speech" not in kinds and "-" not in attach:
+    cli_media.check(attach, cli_media.attached)
+    kinds = {cli_media.kind(name) for name in attach}
+    if text is None and "speech" not in kinds and "-" not in attach:
         raise UsageError("Missing argument 'TEXT'; write the question, or attach one that is spoken: -a FILE.")
-    cli_media.check(attach)
     composed = start(model, kinds)
     media = [cli_media.attached(name) for name in attach]
     pictures, sounds = cli_media.apart(media)

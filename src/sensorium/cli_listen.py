@@ -47,7 +47,7 @@ def listen(
         check_output(output, "-o")
     elif cascade:
         raise UsageError("--cascade is about how an answer is said; give -o OUT.wav as well.")
-    cli_media.check([file, *attach], loner=cli_media.sound)
+    cli_media.check([file, *attach], cli_media.sound)
     composed = start(model, {"speech", *(cli_media.kind(name) for name in attach)})
     question = cli_media.sound(file)
     images, sounds = cli_media.apart([cli_media.attached(name) for name in attach])

@@ -17,17 +17,20 @@ Attach = Annotated[
 ]
 
 
-def check(files: list[str], loner: Callable[[str], Any] | None = None) -> None:
-    """Refuse, before anything loads, what no file can mean; a single file that is none is opened by `loner`, which says
-    what is wrong with it."""
+def check(files: list[str], needed: Callable[[str], Any] | None = None) -> None:
+    """Refuse, before anything loads, what no file can mean.
+
+    A file that is none is opened by `needed`, which says what is wrong with it; without, only one that stands alone is,
+    because of several pictures the others are still of use.
+    """
     from sensorium.messages import refuse_remote
 
     if files.count("-") > 1:
         raise UsageError("- stands twice, but standard input can be read once.")
     for name in files:
         refuse_remote(name)
-        if len(files) == 1 and name != "-" and not is_file(name):
-            (loner or picture)(name)
+        if (needed or len(files) == 1) and name != "-" and not is_file(name):
+            (needed or picture)(name)
 
 
 def kind(name: str) -> str:

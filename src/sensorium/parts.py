@@ -159,11 +159,11 @@ def _frozen(model: Model, keys: tuple[str, ...], kind: str, fingerprint: str, se
             composition.folder() if composition.spec.backbone.format == "hf" else composition.part(*keys)
         )
         path = composition.backbone_path(progress=False)
+        files = path.glob("*.safetensors") if path.is_dir() else [path]
+        size = sum(file.stat().st_size for file in files)
     else:
-        part = composition.part(*keys)
-        path = hub.fetch(part, progress=False)
-    files = path.glob("*.safetensors") if path.is_dir() else [path]
-    size = sum(file.stat().st_size for file in files)
+        part = held = composition.part(*keys)
+        size = _usable(lambda: hub.fetch(held, progress=False).stat().st_size, lambda why: held.size or 0)
     return {
         "name": ".".join(keys),
         "kind": kind,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BACKBONE = "backbone"
 GENERATOR = "generators.speech"
-PROBE = 1009
+PROBE = 127
 """Frames of a projector's trial: a prime, so that stacks of different sizes give different numbers of tokens."""
 _MAX_HEADER = 8 * 1024 * 1024
 
