@@ -330,7 +330,7 @@ def test_resume_wants_the_directory_of_a_run(recipe, sensorium, tmp_path):
         ({"data__class_features": 0.3}, 2, "linear-patches has no classifier; set data.class_features=0"),
         ({"projector": {"kind": "concept", "start": "concepts"}}, 2, "has no classifier"),
         ({"projector": {"kind": "mlp", "options": {"pool": 3}}}, 2, "pool=3 does not divide the encoder's grid of 4x4"),
-        ({"data__catalogue": "gone.jsonl"}, 1, "catalogue gone.jsonl"),
+        ({"data__catalogue": "gone.jsonl"}, 2, "catalogue gone.jsonl"),
         ({"output": "/dev/null/out"}, 1, "cannot be written"),
         ({"train__row_tokens": 32}, 1, "raise train.row_tokens"),
         ({"data__mix": {"photo": 1.0}, "data__questions": {"count": 1.0, "side": 1.0}}, 1, "allow none"),
@@ -341,6 +341,17 @@ def test_what_does_not_fit_is_refused_in_one_sentence(recipe, sensorium, tmp_pat
     path, output = recipe(**changes)
     assert reason in complaint(sensorium("train", path), code)
     assert not (output / "composition").exists()
+
+
+@pytest.mark.parametrize("kind", ["scenes", "sets"])
+def test_rows_that_hold_no_sample_are_refused_before_anything_is_computed(recipe, sensorium, sets, monkeypatch, kind):
+    from sensorium.training import run
+
+    monkeypatch.setattr(run, "compute_features", lambda _: pytest.fail("features were computed"))
+    changes = {"data": {"sets": sets[:1]}} if kind == "sets" else {"projector__options": {"pool": 1}}
+    path, _ = recipe(train__row_tokens=32, **changes)
+    said = complaint(sensorium("train", path), 1)
+    assert "raise train.row_tokens" in said and "recipe.yaml" not in said and f"{path}, line " in said
 
 
 def test_a_composition_without_an_encoder_is_refused(recipe, sensorium, tmp_path):

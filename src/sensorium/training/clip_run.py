@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from sensorium.training.clip_recipe import ClipRecipe
 from sensorium.training.failures import in_a_sentence
 from sensorium.training.install import install
 from sensorium.training.output import check_same, ended_before, going_on, held, keep_recipe, output_of
-from sensorium.training.overrides import flat, read
+from sensorium.training.overrides import flat, place, read
 from sensorium.training.preflight import check_clip_recipe
 from sensorium.two_tower import SIDES, Side, TwoTower
 
@@ -52,7 +53,7 @@ def train_clip(recipe: Path | ClipRecipe, overrides: Sequence[str] = (), resume:
     output = output_of(plan.output, resume, [checkpoint.FILE])
     if resume:
         check_same(output, plan, file, overrides)
-    check_clip_recipe(plan, output)
+    check_clip_recipe(plan, output, partial(place, file, overrides) if file else None)
     base = TwoTower(plan.composition)
     for side in plan.unfreeze:
         trainable.check(getattr(base.spec.encoders, side).kind, base.where("encoders", side, "kind"))

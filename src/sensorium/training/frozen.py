@@ -10,7 +10,7 @@ from sensorium import hub
 from sensorium.backbones.choice import resolve
 from sensorium.composition import Composition
 from sensorium.encoders.base import Grid
-from sensorium.errors import SensoriumError, UsageError
+from sensorium.errors import UsageError
 from sensorium.projectors.spec import tokens_for
 from sensorium.training.load_backbone import check_backbone
 from sensorium.training.recipe import DataRecipe, Recipe
@@ -106,7 +106,7 @@ def catalogue_of(data: DataRecipe) -> Path:
     if data.catalogue:
         path = Path(data.catalogue)
         if not path.is_file():
-            raise SensoriumError(f"The catalogue {path} does not exist or is no file; correct data.catalogue.")
+            raise UsageError(f"The catalogue {path} does not exist or is no file; correct data.catalogue.")
         return path
     from sensorium.training.data.catalogue import registry_catalogue
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from sensorium import hub
@@ -37,8 +37,12 @@ def check_target(target: str | None, output: Path) -> None:
             "name a composition or a new directory."
         )
     above = next(parent for parent in place.parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise SensoriumError(f"install cannot write into {above}; choose another place.")
+    try:
+        tempfile.TemporaryDirectory(
+            prefix=".sensorium-", dir=above
+        ).cleanup()  # root may write where nothing can be made
+    except OSError as error:
+        raise SensoriumError(f"install cannot write into {above} ({error.strerror}); choose another place.") from None
 
 
 def install(trained: Path, target: str) -> Path:

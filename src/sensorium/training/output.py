@@ -15,16 +15,10 @@ from pydantic import BaseModel
 from sensorium import config, hub
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.hub.progress import say
-from sensorium.training.overrides import flat
+from sensorium.training.overrides import flat, names
 
 RECIPE = "recipe.yaml"
 MOVED = ("output",)  # what a resumed run may say otherwise: a directory may be moved
-SAME = {
-    "steps": "epochs",
-    "epochs": "steps",
-    "rows": "batch_tokens",
-    "batch_tokens": "rows",
-}  # said in two ways
 
 
 def output_of(directory: str, resume: Path | None, checkpoints: Sequence[str]) -> Path:
@@ -74,7 +68,7 @@ def check_same(output: Path, plan: BaseModel, recipe: Path | None, overrides: Se
     said = [text.partition("=")[0].strip() for text in overrides]
     missing = object()
     keys = [key for key in dict.fromkeys([*now, *was]) if was.get(key, missing) != now.get(key, missing)]
-    silent = [key for key in keys if key.split(".")[0] not in MOVED and not any(_names(one, key) for one in said)]
+    silent = [key for key in keys if key.split(".")[0] not in MOVED and not any(names(one, key) for one in said)]
     if silent:
         then, after = (_yaml(side[silent[0]]) if silent[0] in side else "nothing" for side in (was, now))
         more = f" ({len(silent) - 1} more differ)" if len(silent) > 1 else ""
@@ -157,24 +151,6 @@ def _values(plan: BaseModel) -> Mapping[str, Any]:
     data = plan.model_dump(mode="json")
     stages = data.pop("stages", None) or ()
     return dict(flat(data)) | {f"stages.{stage['name']}.{key}": value for stage in stages for key, value in flat(stage)}
-
-
-def _names(given: str, key: str) -> bool:
-    """Whether an override of ``given`` decides ``key``; one of the recipe reaches into its stages."""
-    parts = key.split(".")
-    keys = [parts, parts[2:]] if parts[0] == "stages" else [parts]
-    for way in keys:
-        for end in (way[-1:], [SAME.get(way[-1], "")] if way else []):
-            full = ".".join([*way[:-1], *end])
-            if full == given or full.startswith(f"{given}."):
-                return True
-    return parts[0] == "stages" and given.startswith("stages.") and _numbered(given, parts)
-
-
-def _numbered(given: str, parts: Sequence[str]) -> bool:
-    """``stages.0.train`` names a stage by its number."""
-    _, number, *rest = given.split(".")
-    return number.isdigit() and list(parts[2 : 2 + len(rest)]) == rest
 
 
 def _yaml(value: Any) -> str:

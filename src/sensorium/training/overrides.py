@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from sensorium import config
 from sensorium.errors import UsageError
 
+SAME = {"steps": "epochs", "epochs": "steps", "rows": "batch_tokens", "batch_tokens": "rows"}  # said in two ways
+
 Model = TypeVar("Model", bound=BaseModel)
 Spread = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -74,6 +76,31 @@ def flat(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
             yield from flat(inner, (*keys, str(key)))
     else:
         yield ".".join(keys), value
+
+
+def names(given: str, key: str) -> bool:
+    """Whether an override of the key ``given`` decides ``key``; one of the whole recipe reaches into its stages, which
+    go by their names or their numbers."""
+    ours, full = given.split("."), key.split(".")
+    for way in (full, full[2:]) if full[0] == "stages" else (full,):
+        for last in {way[-1], SAME.get(way[-1], way[-1])} if way else ():
+            theirs = [*way[:-1], last]
+            if ours[0] == theirs[0] == "stages" and any(one[1:2] and one[1].isdigit() for one in (ours, theirs)):
+                theirs[1:2] = ours[1:2] or theirs[1:2]
+            if ours == theirs[: len(ours)]:
+                return True
+    return False
+
+
+def place(path: Path, overrides: Sequence[str], *keys: str | int) -> str:
+    """Where the value of a key was given, for messages: an override, or a line of the file."""
+    key = ".".join(map(str, keys))
+    for text in reversed(overrides):
+        if names(text.partition("=")[0].strip(), key):
+            return _shown(text)
+    _, lines = config.read_yaml(path)
+    own = keys[0] != "stages" or keys[:4] in lines  # or the stage has it from the whole recipe
+    return config.where(path, lines, *(keys if own else keys[2:]))
 
 
 def _item(items: list[Any], name: str, text: str) -> Any:

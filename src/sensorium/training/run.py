@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from sensorium.training.frozen import Frozen, obtain
 from sensorium.training.install import install
 from sensorium.training.launch import check_launcher, first_in_turn, launched, launcher_says, leave, meet
 from sensorium.training.output import check_same, going_on, held, keep_recipe, output_of
-from sensorium.training.preflight import check_recipe
+from sensorium.training.overrides import place
+from sensorium.training.preflight import check_recipe, check_rows
 from sensorium.training.recipe import Recipe, StageRecipe, facts, load_recipe
 from sensorium.training.scene_store import StorePlan, build
 
@@ -54,14 +56,16 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
     output = output_of(plan.output, resume, checkpoints)
     plan = plan.model_copy(update={"output": str(output)})
     stages = plan.plan()
+    given = partial(place, recipe, changes)
     if resume:
         check_same(output, plan, recipe, changes)
-    check_recipe(plan, output)
+    check_recipe(plan, output, given)
     hint = going_on(None if rank else recipe, overrides, output, checkpoints)
     with held(output, writes=not rank), hint:  # before anything is fetched
         met = meet(rank, world)
         with first_in_turn(rank, world):
             frozen = obtain(plan)
+            check_rows(plan, frozen, given)
             stores = compute_features(frozen)
         kept = [
             {**facts(plan, stage), **drawn_from(store), **frozen.fingerprints}

@@ -72,6 +72,8 @@ def _of_file(path: Path) -> str:
     if head[257:262] == b"ustar":
         return "webdataset"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if not text:
+        raise SensoriumError(f"{path} is empty, so it holds no samples; name another data set.")
     if text not in (b"[", b"{"):
         raise UsageError(
             f"{path} is no data set that is known here; give JSON, JSONL, Parquet or tar files, a folder of pictures "
