@@ -27,9 +27,7 @@ def load(src: str | os.PathLike[str] | bytes | BinaryIO, limits: Limits = DEFAUL
         if kind == "audio":
             return decode_audio(handle, limits, label=label)
         if kind == "video":
-            raise SensoriumError(
-                f"{label} is video, which is not taken here; give its sound, as load_audio does."
-            )
+            raise SensoriumError(f"{label} is video, which is not taken here; give its sound, as load_audio does.")
         data, _ = read_bytes(handle, limits.max_bytes)
         return decode_image(data, limits, label=label)
 
