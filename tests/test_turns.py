@@ -370,15 +370,17 @@ def test_an_error_is_reported_and_its_message_forgotten():
         assert isinstance(events[-1], Done)
 
 
-def test_the_model_gets_the_latest_messages_from_a_users_on():
+def test_old_messages_are_forgotten_half_at_a_time():
+    """So that memory is bounded, and prompts seldom begin in a new way."""
     engine = FakeEngine(aloud=False)
-    turns, _ = start(engine, messages=[Message("system", "Be brief.")], remembered=4)
+    turns, _ = start(engine, messages=[Message("system", "Be brief.")], remembered=6)
     with turns:
-        for number in range(4):
+        for number in range(6):
             turns.say(str(number))
             turns.wait(10)
-    assert [m.text for m in engine.asked[-1]] == ["Be brief.", "2", " ".join(WORDS), "3"]
-    assert len(turns.messages) == 9
+    users = [[m.text for m in asked if m.role != "assistant"] for asked in engine.asked]
+    assert [u[1:] for u in users] == [["0"], ["0", "1"], ["0", "1", "2"], ["2", "3"], ["2", "3", "4"], ["4", "5"]]
+    assert all(u[0] == "Be brief." for u in users) and all(asked[1].role == "user" for asked in engine.asked)
 
 
 # Push to talk

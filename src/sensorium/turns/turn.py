@@ -77,7 +77,7 @@ class Turns:
         options: of the voice activity.
         hold: push to talk: `press` and `release` say when the user speaks, and not the voice alone.
         messages: the conversation so far.
-        remembered: of the history the model gets the latest so many messages, and a system message before them.
+        remembered: messages of the history that are kept at most, sound and all, besides a system message before them.
 
     Attributes:
         state: what the conversation is doing.
@@ -95,10 +95,10 @@ class Turns:
         options: ActivityOptions | None = None,
         hold: bool = False,
         messages: Iterable[Message] = (),
-        remembered: int = 8,
+        remembered: int = 12,
     ) -> None:
         if remembered < 1:
-            raise UsageError(f"remembered is {remembered}; give the number of messages that the model gets, 1 or more.")
+            raise UsageError(f"remembered is {remembered}; give the number of messages to keep, 1 or more.")
         self.state = State.IDLE
         self.messages = list(messages)
         self._engine, self._on_event = engine, on_event
@@ -245,16 +245,21 @@ class Turns:
     # Answering --------------------------------------------------------------------------------------------------------
 
     def _commit(self, message: Message, begin: int = 0, end: int = 0) -> None:
-        self.messages.append(message)
+        self.messages = self._told([*self.messages, message])
         self._prepared = None  # the answer itself comes now
-        self._asked = self._answer = _Answer(self._turn, self._told(self.messages))
+        self._asked = self._answer = _Answer(self._turn, list(self.messages))
         self._enter(State.ANSWERING)
         self._emit(Committed(self._turn, message, begin, end))
 
     def _told(self, messages: list[Message]) -> list[Message]:
-        """What the model gets of a conversation: a system message, and the latest, which begin with the user's."""
+        """What is kept of a conversation: a system message, and the latest, which begin with the user's.
+
+        Half goes at once, so that the next turns begin like this one and the model's prefix cache holds.
+        """
         system = [message for message in messages[:1] if message.role == "system"]
-        latest = messages[len(system) :][-self._remembered :]
+        latest = messages[len(system) :]
+        if len(latest) > self._remembered:
+            latest = latest[-((self._remembered + 1) // 2) :]
         while latest[0].role != "user":
             latest = latest[1:]
         return [*system, *latest]
