@@ -166,6 +166,8 @@ def test_a_run_with_another_backbone_carries_it_and_is_not_resumed_with_a_third(
     picture = np.zeros((32, 32, 3), np.uint8)
     assert isinstance(str(sensorium.load(trained, progress=False).ask("What?", picture, max_tokens=2)), str)
     with pytest.raises(SensoriumError, match="was written with backbone = "):
+        train(path, ["name=other", "backbone=null"], tmp_path / "out")
+    with pytest.raises(UsageError, match=r"was begun with backbone=file:.*; add --set backbone=file:"):
         train(path, ["name=other"], tmp_path / "out")
     llm.write_bytes(llm.read_bytes()[:-4] + b"\1\1\1\1")  # what was trained against is no longer there
     with pytest.raises(SensoriumError, match="pinned"):

@@ -103,6 +103,7 @@ def test_an_output_is_a_directory(tmp_path):
 def test_the_place_of_a_run_is_expanded_and_free(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert places.output_of("~/x", None, [FILE]) == tmp_path / "x"
+    assert str(places.output_of("~nobody-has-this/x", None, [FILE])) == "~nobody-has-this/x"
     with pytest.raises(UsageError, match="no output directory"):
         places.output_of("other", tmp_path / "x", [FILE])
     (tmp_path / "x" / "align").mkdir(parents=True)

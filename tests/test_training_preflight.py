@@ -36,7 +36,7 @@ def nothing_is_fetched(monkeypatch):
         ),
         ({"data": {"sets": [{"path": "some.jsonl", "kind": "webdataset"}]}}, 1, "(recipe.yaml, line 14)."),
         ({"data": {"sets": [{"path": "odd.jsonl"}]}}, 1, "odd.jsonl holds no sample in its first records: "),
-        ({"data": {"sets": [{"path": "empty.jsonl"}]}}, 1, "empty.jsonl is empty, so it holds no samples"),
+        ({"data": {"sets": [{"path": "empty.jsonl"}]}}, 1, "empty.jsonl is empty, so it is no data set"),
         ({"install": "/proc/x"}, 1, "install cannot write into /proc ("),
         ({"install": "out"}, 2, "install is out and the output is out"),
         ({"stages": [{"name": "a"}, {"name": "b", "train": {"device": "cuda"}}]}, 1, "train.device is cuda"),

@@ -23,6 +23,11 @@ def check_threads(threads: object) -> None:
         raise UsageError(f"threads is {shown(threads)}; give a whole number of 1 or more, or None for all cores.")
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` in it as a shell would have it; a ``~name`` that nobody has stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path's own raises for such a name)
+
+
 def check_output(path: Path, option: str) -> None:
     """Raise UsageError for a file that could not be written, before the work is done whose result it would hold."""
     above = next(place for place in path.absolute().parents if os.path.exists(place))  # noqa: PTH110 (odd names)

@@ -195,7 +195,8 @@ def _wanted(error: ErrorDetails) -> str:
     for kinds, wanted in _WANTED.items():
         if error["type"] in kinds.split():
             facts = error.get("ctx", {}).items()
-            return wanted.format(**{k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in facts})
+            said = wanted.format(**{k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in facts})
+            return said.replace("give 1 characters or more", "give a text that is not empty")
     message = error["msg"].removeprefix("Value error, ").removesuffix(".")
     return message[:1].lower() + message[1:]
 
@@ -207,6 +208,8 @@ _WANTED = {
     "bool_type bool_parsing": "give true or false",
     "string_type": "give a text",
     "string_too_short": "give {min_length} characters or more",
+    "too_short": "list {min_length} or more",
+    "too_long": "list at most {max_length}",
     "string_too_long": "give at most {max_length} characters",
     "string_pattern_mismatch": "give a text of the form {pattern}",
     "tuple_type list_type": "give a list",

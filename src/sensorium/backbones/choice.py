@@ -8,12 +8,14 @@ hf:organisation/name@revision#file.gguf   a file of a repository
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
 from pydantic import RootModel
 
 from sensorium import config, hub
+from sensorium.arguments import expanded
 from sensorium.backbones.gguf import GGUF
 from sensorium.backbones.hf_folder import CONFIG, HFFolder
 from sensorium.backbones.source import WeightSource
@@ -46,12 +48,13 @@ def check(text: str) -> None:
         return
     source, _, member = text.partition("#")
     kind = source.partition(":")[0]
-    if kind == "file" and not member:
-        path = Path(source.removeprefix("file:")).expanduser()
+    if kind == "file" and source != "file:" and not member:
+        path = expanded(source.removeprefix("file:"))
         if path.is_dir() and not (path / CONFIG).is_file():
             raise UsageError(f"the backbone {text[:200]!r} is a directory without a {CONFIG}; give a Hugging Face one.")
         if not path.is_dir() and not path.is_file():
-            raise UsageError(f"the backbone {text[:200]!r} does not exist; give a .gguf file or a model's directory.")
+            how = "is neither a file nor a directory" if path.exists() else "does not exist"
+            raise UsageError(f"the backbone {text[:200]!r} {how}; give a .gguf file or a model's directory.")
         return
     if kind == "hf" or (kind in ("pypi", "npm", "deb") and member):
         try:
@@ -59,6 +62,8 @@ def check(text: str) -> None:
         except SensoriumError as error:
             raise UsageError(f"the backbone {text[:200]!r} cannot be read: {error}") from None
         return
+    if os.path.exists(expanded(text)):  # noqa: PTH110 (Path raises for odd names)
+        raise UsageError(f"the backbone {text[:200]!r} is a path; write it as file:{text[:200]}.")
     raise UsageError(
         f"the backbone {text[:200]!r} is unknown; known backbones: {', '.join(known())}; others are given as {FORMS}."
     )
@@ -79,7 +84,7 @@ def resolve(text: str, *, progress: bool = True) -> BackboneConfig:
         return known()[text]
     source, _, member = text.partition("#")
     if source.startswith("file:"):
-        source = f"file:{Path(source.removeprefix('file:')).expanduser().absolute()}"
+        source = f"file:{expanded(source.removeprefix('file:')).absolute()}"
     if not member and (source.startswith("hf:") or Path(source.removeprefix("file:")).is_dir()):
         with HFFolder(hub.fetch_folder(hub.Folder(source), HF_FILES, progress=progress)) as folder:
             taken = PartConfig(source=source, size=None)

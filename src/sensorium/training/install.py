@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from sensorium import hub
+from sensorium.arguments import expanded
 from sensorium.composition import FILE, MANIFEST
 from sensorium.errors import SensoriumError, UsageError
 
@@ -25,7 +26,7 @@ def check_target(target: str | None, output: Path) -> None:
     """
     if target is None:
         return
-    place, run = Path(target).expanduser().resolve(), output.resolve()
+    place, run = expanded(target).resolve(), output.resolve()
     if run.is_relative_to(place) or place.is_relative_to(run):
         raise UsageError(f"install is {target} and the output is {output}; give two places, neither inside the other.")
     names = _names(place)
@@ -54,7 +55,7 @@ def install(trained: Path, target: str) -> Path:
     Raises:
         SensoriumError: it cannot be written; what stood there is as it was.
     """
-    place = Path(target).expanduser().resolve()  # behind a link, whose place a directory could not take
+    place = expanded(target).resolve()  # behind a link, whose place a directory could not take
     check_target(target, trained.parent)
     with hub.atomic_dir(place) as directory:
         for path in trained.iterdir():

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sensorium import config, hub
+from sensorium.arguments import expanded
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.hub.progress import say
 from sensorium.training.overrides import flat, names
@@ -33,7 +34,7 @@ def output_of(directory: str, resume: Path | None, checkpoints: Sequence[str]) -
         UsageError: there is no run to resume, or one that a new run would overwrite.
         SensoriumError: the run to resume was ended before its first checkpoint.
     """
-    output = Path(resume or directory).expanduser()
+    output = expanded(resume or directory)
     if not _holds(output, checkpoints):
         if resume and not (output / RECIPE).is_file():
             raise UsageError(f"--resume {resume} is no output directory of a training run; it holds no {RECIPE}.")

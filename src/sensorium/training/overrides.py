@@ -47,10 +47,14 @@ def override(data: dict[str, Any], text: str) -> None:
     key, equals, written = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"{_shown(text)} is no key=value; write for example --set train.steps=100.")
+    if not all(key.strip().split(".")):
+        raise UsageError(f"{_shown(text)}: unknown key; it has a name on each side of a dot, such as train.steps.")
     try:
         value = yaml.safe_load(written)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UsageError(f"{_shown(text)}: the value is no YAML; quote it or write a number.") from None
+    if isinstance(value, dict) and not written.lstrip().startswith("{"):  # a text that ends in a colon, such as "file:"
+        value = written.strip()
     *parents, last = key.strip().split(".")
     at: Any = data
     for name, after in zip(parents, [*parents[1:], last]):

@@ -73,7 +73,7 @@ def _of_file(path: Path) -> str:
         return "webdataset"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if not text:
-        raise SensoriumError(f"{path} is empty, so it holds no samples; name another data set.")
+        raise SensoriumError(f"{path} is empty, so it is no data set that is known here; name another.")
     if text not in (b"[", b"{"):
         raise UsageError(
             f"{path} is no data set that is known here; give JSON, JSONL, Parquet or tar files, a folder of pictures "
