@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import math
+import sys
 import wave
 
 import numpy as np
@@ -471,6 +472,27 @@ def test_listen_writes_the_answer_and_says_it(sensorium, directory, question, tm
     assert code == 0 and json.loads(out)["timings"]["real_time_factor"] is None
 
 
+def test_listen_plays_the_answer(sensorium, directory, question, tmp_path, monkeypatch):
+    pytest.importorskip("hibari")
+    arguments = ["listen", question, "--model", directory, "--max-tokens", 6, "--play"]
+    player = tmp_path / "aplay"
+    player.write_text(
+        f"#!{sys.executable} -IS\nimport sys\nopen({str(tmp_path / 'played')!r}, 'wb').write(sys.stdin.buffer.read())"
+    )
+    player.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, text, err = sensorium(*arguments, "-o", tmp_path / "answer.wav")
+    assert code == 0 and err == "" and text.endswith("\n")
+    with wave.open(str(tmp_path / "answer.wav")) as file:
+        assert (tmp_path / "played").read_bytes() == file.readframes(file.getnframes())
+    player.write_text(f"#!{sys.executable} -IS\nimport sys\nsys.exit('no soundcards found')")
+    code, out, err = sensorium(*arguments)
+    assert (code, out) == (0, text) and "aplay does not play (no soundcards found)" in err
+    player.unlink()
+    code, out, err = sensorium(*arguments)
+    assert (code, out) == (0, text) and "No program that plays sound is installed" in err
+
+
 def test_listening_in_python_gives_text_and_sound(model, tmp_path):
     pytest.importorskip("hibari")
     reply = model.listen(said(8000), image=RED, max_tokens=24)
@@ -493,7 +515,7 @@ def test_listening_in_python_gives_text_and_sound(model, tmp_path):
         (["ask", "-a", "gone.wav"], 1, "gone.wav does not exist"),
         (["ask", "-a", "question.wav", "-a", "gone.wav"], 1, "gone.wav does not exist"),
         (["listen", "text.wav"], 1, "text.wav"),
-        (["listen", "question.wav", "--cascade"], 2, "give -o OUT.wav as well"),
+        (["listen", "question.wav", "--cascade"], 2, "give -o OUT.wav or --play as well"),
         (["listen", "question.wav", "-o", "."], 2, "-o . cannot be written"),
         (["listen", "question.wav", "--max-tokens", "0"], 2, "--max-tokens 0 is out of range"),
         (["listen", "-", "-a", "-"], 2, "stands twice"),

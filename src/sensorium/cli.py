@@ -20,7 +20,7 @@ from sensorium.errors import SensoriumError, UsageError, install
 
 app = typer.Typer(
     name="sensorium",
-    help="Frozen models that read and see, composed into one assistant. Runs on a laptop CPU.",
+    help="Frozen models that read, see, hear and speak, composed into one assistant. Runs on a laptop CPU.",
     epilog="SENSORIUM_HOME moves the cache; SENSORIUM_OFFLINE=1 forbids downloads. Every command has its own --help.",
     # Plain help: rich's panels alone would take longer to import than the 0.3 s that --help may take.
     rich_markup_mode=None,
@@ -321,7 +321,7 @@ app.add_typer(cli_data.app, name="data", short_help="Check training data, and de
 def options(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
-    """Frozen models that read and see, composed into one assistant. Runs on a laptop CPU."""
+    """Frozen models that read, see, hear and speak, composed into one assistant. Runs on a laptop CPU."""
     if version:
         from sensorium import __version__
 

@@ -23,6 +23,8 @@ from sensorium.turns import programs
 LEAD_S = 0.2
 LATENCY_S = 0.1
 """What the device holds back of what it was given: so much less is reported as played."""
+ALL = 1 << 62
+"""More samples than any answer has."""
 _BLOCK_S = 0.04
 _PATIENCE_S = 5.0
 
@@ -41,7 +43,7 @@ class Player:
 
     Args:
         rate: samples a second.
-        played: is told (turn, samples played so far), in a thread of the player's.
+        played: is told (turn, samples played so far), in a thread of the player's; `ALL` at the end.
         failed: is told why the program ended by itself; the answer then counts as played.
 
     Raises:
@@ -127,7 +129,7 @@ class Player:
             if not self._current(turn):
                 return
             self._open = False
-        self._told(turn, 1 << 62)
+        self._told(turn, ALL)
 
     def _play(self, turn: int, process: subprocess.Popen[bytes]) -> SensoriumError | None:
         """Play an answer to its end, or until it is stopped; what went wrong."""
