@@ -39,10 +39,19 @@ SILENCE = 1e-3
 
 
 class Sense(NamedTuple):
-    """How one kind of media enters: the type it must have, and the array of it that the encoder takes."""
+    """How one kind of media enters.
+
+    Attributes:
+        takes: the type it must have.
+        array: what of it the encoder takes.
+        plural: its name in messages to people.
+        instead: what to do where a composition does not take it.
+    """
 
     takes: type
     array: Callable[[Any], np.ndarray]
+    plural: str
+    instead: str = ""
 
 
 def heard(sound: Audio) -> np.ndarray:
@@ -53,7 +62,11 @@ def heard(sound: Audio) -> np.ndarray:
     return samples
 
 
-SENSES = {"image": Sense(Image, lambda picture: picture.pixels), "speech": Sense(Audio, heard)}
+SENSES = {
+    "image": Sense(Image, lambda picture: picture.pixels, "pictures"),
+    "speech": Sense(Audio, heard, "speech", "; `sensorium transcribe` writes it down"),
+}
+"""By the kind of media, which is also the name of its encoder and its projector."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +172,11 @@ def check_kinds(composition: Composition, kinds: Collection[str]) -> None:
     """Raise UsageError for kinds of media that a composition does not take."""
     for kind in kinds:
         if kind not in composition.spec.projectors:
-            taken = " and ".join(["text", *(_PLURAL[each] for each in composition.spec.projectors)])
+            taken = " and ".join(["text", *(SENSES[each].plural for each in composition.spec.projectors)])
+            instead = SENSES[kind].instead if kind in SENSES else ""
             raise UsageError(
                 f"the model {composition.name!r} takes {taken} only, and the conversation holds "
-                f"{NOUNS.get(kind, 'a medium')}{_INSTEAD.get(kind, '')}."
+                f"{NOUNS.get(kind, 'a medium')}{instead}."
             )
 
 
@@ -175,10 +189,6 @@ def check_media(composition: Composition, media: Sequence[Any]) -> None:
                 f"a value of type {type(medium).__name__} stands for {named(medium)}; give what sensorium.load_image "
                 "or sensorium.load_audio returns."
             )
-
-
-_PLURAL = {"image": "pictures", "speech": "speech"}
-_INSTEAD = {"speech": "; `sensorium transcribe` writes it down"}
 
 
 def _content(medium: Any) -> str:
