@@ -242,9 +242,9 @@ def test_without_ears_or_voice_the_conversation_goes_on_by_text(room, model, tmp
     program(room, "arecord", FAIL)
     (room / "aplay").unlink()
     line, environment = command(model, tmp_path)
-    done = subprocess.run(line, input="Hello\n", capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 0 and done.stdout.endswith("\n")
-    told = [text for text in done.stderr.splitlines() if "Preparing" not in text]
+    done = subprocess.run(line, input=b"Hel\xfflo\n", capture_output=True, env=environment, timeout=60)
+    assert done.returncode == 0 and done.stdout.endswith(b"\n")
+    told = [text for text in done.stderr.decode().splitlines() if "Preparing" not in text]
     assert len(told) == 2 and "finds no microphone" in told[0] and "No program that plays" in told[1]
 
 

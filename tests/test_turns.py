@@ -22,6 +22,7 @@ from sensorium.turns import (
     Done,
     Failed,
     Interrupted,
+    Sound,
     SpeechStarted,
     SpeechStopped,
     State,
@@ -60,6 +61,7 @@ class FakeEngine:
         self.asked: list[list[Message]] = []
         self.prepared: list[list[Message]] = []
         self.cancelled = 0
+        self.obeys = True
 
     def hold(self, pieces):
         self.gates[pieces], self.reached[pieces] = threading.Event(), threading.Event()
@@ -82,7 +84,7 @@ class FakeEngine:
             if number in self.gates:
                 self.reached[number].set()
                 assert self.gates[number].wait(10)
-            if cancel.is_set():
+            if cancel.is_set() and self.obeys:
                 self.cancelled += 1
                 break
             piece = word if not number else " " + word
@@ -303,10 +305,26 @@ def test_generation_ends_when_the_user_speaks(pieces):
         turns.wait(10)
         assert engine.cancelled == 1
         assert events[at:] == []  # nothing more of the old answer
+        assert events[at - 2].samples == sum(len(e.samples) for e in events if isinstance(e, Sound))
         assert events[at - 2].text == " ".join(WORDS[: max(0, pieces - 1)])  # a word is said when the next has come
         turns.push(quiet(1))
         turns.wait(10, played=False)
     assert [e.turn for e in events if isinstance(e, Done)] == [2]
+
+
+def test_a_model_that_goes_on_is_not_heard():
+    engine = FakeEngine()
+    engine.obeys = False
+    engine.hold(2)
+    turns, events = start(engine)
+    with turns:
+        turns.say("Hello")
+        assert engine.reached[2].wait(10)
+        turns.interrupt()
+        count = len(events)
+        engine.gates.pop(2).set()
+        turns.wait(10)
+        assert len(events) == count and turns.state is State.IDLE
 
 
 def test_a_cut_answer_is_what_the_model_is_shown():
@@ -418,6 +436,30 @@ def test_silence_behind_the_last_word_is_cut_on_release():
     commit = next(event for event in events if isinstance(event, Committed))
     assert commit.end - commit.begin == 4800 + len(voice(1)) + 3200
     assert engine.prepared[-1][-1].media[0].sha256 == commit.message.media[0].sha256
+
+
+def test_all_samples_up_to_the_release_count():
+    turns, events = start(hold=True)
+    with turns:
+        turns.press()
+        turns.push(np.concatenate([voice(1), np.full(300, 0.5, np.float32)]))
+        turns.release()
+    commit = next(event for event in events if isinstance(event, Committed))
+    sound = commit.message.media[0].samples
+    assert len(sound) == len(voice(1)) + FRAME and np.count_nonzero(sound) == len(voice(1)) + 300
+
+
+def test_a_button_that_is_held_too_long_sends_once():
+    turns, events = start(hold=True, options=ActivityOptions(longest_s=1.0))
+    with turns:
+        turns.press()
+        turns.push(voice(5))
+        turns.push(voice(5))
+        turns.release()
+        turns.wait(10, played=False)
+    assert (
+        kinds(events)[:3] == ["SpeechStarted", "SpeechStopped", "Committed"] and kinds(events).count("Committed") == 1
+    )
 
 
 def test_a_typed_message_takes_the_place_of_a_recording():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -83,9 +84,11 @@ def _microphone(model: Model) -> Microphone | None:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, as it comes; characters that are no text are replaced."""
+    """What is typed, as it comes; what is no text is replaced."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     while line := sys.stdin.readline():
-        yield line.encode("utf-8", "replace").decode("utf-8")
+        yield line
 
 
 def _hint(sentence: str) -> None:

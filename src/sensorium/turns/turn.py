@@ -72,7 +72,7 @@ class Turns:
     Args:
         engine: the model; see `engine.ModelEngine`.
         on_event: takes each event, in order. It is called in the thread of `push` or in the manager's own, never in
-            both at once; it must return soon, and may call the manager.
+            both at once; it must return soon, and of the manager it may call `played` alone.
         detector: makes a voice detector for a stream; None for Silero's, which all conversations share.
         options: of the voice activity.
         hold: push to talk: `press` and `release` say when the user speaks, and not the voice alone.
