@@ -28,7 +28,7 @@ class Microphone:
         SensoriumError: there is no program that records, or it finds no microphone.
     """
 
-    def __init__(self, wait_s: float = 3.0) -> None:
+    def __init__(self, wait_s: float = 5.0) -> None:
         command = programs.find(programs.RECORDERS, RATE)
         if command is None:
             known = ", ".join(programs.RECORDERS)
