@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 import tiny
 import tiny_training
@@ -81,6 +82,22 @@ def test_a_damaged_recipe_leaves_the_word_to_the_checkpoint(begun):
     path = begun("train.steps=60")
     (path.parent / "out" / "recipe.yaml").write_text("name: x")
     resumed(path)
+
+
+@pytest.mark.parametrize("stages", [(), STAGES])
+def test_the_resolved_recipe_is_shown_with_what_the_file_leaves_out(begun, capsys, stages):
+    changes = {"stages": stages} if stages else {}
+    plan = load_recipe(begun(lora=None, **changes), ["train.rows=8"])
+    places.show_recipe(begun().parent / "out", plan)
+    title, _, text = capsys.readouterr().err.partition("\n")
+    assert title.startswith("The recipe, resolved (") and title.endswith("out/recipe.yaml):")
+    shown = yaml.safe_load(text)
+    train = (shown["stages"][1] if stages else shown)["train"]
+    assert train["rows"] == 8 and train["schedule"] == "cosine" and train["clip"] == 1.0
+    assert train["learning_rate"] == {"projector": 0.003, "concepts": 3e-4}  # nothing else learns
+    assert not {"lora", "tokens", "install"} & set(shown)
+    assert ("train" in shown) is not bool(stages)
+    assert not stages or shown["stages"][0]["train"]["steps"] == 5
 
 
 def test_two_runs_do_not_share_an_output(tmp_path):

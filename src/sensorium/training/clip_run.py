@@ -16,7 +16,7 @@ from sensorium.training.clip_material import Material, gather
 from sensorium.training.clip_recipe import ClipRecipe
 from sensorium.training.failures import in_a_sentence
 from sensorium.training.install import install
-from sensorium.training.output import check_same, ended_before, going_on, held, keep_recipe, output_of
+from sensorium.training.output import check_same, ended_before, going_on, held, keep_recipe, output_of, show_recipe
 from sensorium.training.overrides import flat, place, read
 from sensorium.training.preflight import check_clip_recipe
 from sensorium.two_tower import SIDES, Side, TwoTower
@@ -59,6 +59,7 @@ def train_clip(recipe: Path | ClipRecipe, overrides: Sequence[str] = (), resume:
         trainable.check(getattr(base.spec.encoders, side).kind, base.where("encoders", side, "kind"))
     with held(output), going_on(file, overrides, output, [checkpoint.FILE]):
         keep_recipe(output, plan.dump())
+        show_recipe(output, plan)
         gather(plan, base, say)  # once, before several processes would
         arguments = (plan, str(base.directory), output, resume is not None)
         if plan.train.processes == 1:

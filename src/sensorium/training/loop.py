@@ -225,7 +225,7 @@ def train_loop(
                 if taken:
                     attempt(save)
                     raise_together(trouble, world)
-                raise SensoriumError(f"{failure} {kept()}" if taken else str(failure)) from None
+                raise SensoriumError(f"{failure} {kept()}") from None
             if batch is None:
                 break
             rate = schedule(step, done, recipe.warmup, recipe.schedule)

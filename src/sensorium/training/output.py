@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 import shlex
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 from sensorium import config, hub
@@ -17,6 +19,7 @@ from sensorium.arguments import expanded
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.hub.progress import say
 from sensorium.training.overrides import flat, names
+from sensorium.training.recipe import Recipe
 
 RECIPE = "recipe.yaml"
 MOVED = ("output",)  # what a resumed run may say otherwise: a directory may be moved
@@ -110,6 +113,33 @@ def keep_recipe(output: Path, recipe: str) -> None:
     """Save the resolved recipe with the run. Raises SensoriumError when it cannot be written."""
     with hub.atomic_write(output / RECIPE, "w") as file:
         file.write(recipe)
+
+
+def show_recipe(output: Path, plan: BaseModel) -> None:
+    """Print the resolved recipe: every value that decides something, also those that the file leaves to their defaults.
+
+    What is None or empty is left out, and so are learning rates of parts that never learn and, where there are stages,
+    what they have taken over from the whole recipe.
+    """
+    data = plan.model_dump(mode="json", exclude_none=True)
+    if isinstance(plan, Recipe):
+        learns = {part for stage in plan.plan() for part in plan.trains(stage)}
+        for part in {"lora", "backbone", "tokens"} - learns:
+            for section in (data, *data["stages"]):
+                del section["train"]["learning_rate"][part]
+        if plan.stages:
+            del data["data"], data["train"]
+    text = yaml.safe_dump(_filled(data), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    say(f"The recipe, resolved ({output / RECIPE}):\n{textwrap.indent(text.rstrip(), '  ')}")
+
+
+def _filled(data: Any) -> Any:
+    """Without empty mappings and lists."""
+    if isinstance(data, list):
+        return [_filled(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    return {key: _filled(value) for key, value in data.items() if value != {} and value != []}
 
 
 @contextlib.contextmanager

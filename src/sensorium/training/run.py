@@ -17,7 +17,7 @@ from sensorium.training.failures import in_a_sentence
 from sensorium.training.frozen import Frozen, obtain
 from sensorium.training.install import install
 from sensorium.training.launch import check_launcher, first_in_turn, launched, launcher_says, leave, meet
-from sensorium.training.output import check_same, going_on, held, keep_recipe, output_of
+from sensorium.training.output import check_same, going_on, held, keep_recipe, output_of, show_recipe
 from sensorium.training.overrides import place
 from sensorium.training.preflight import check_recipe, check_rows
 from sensorium.training.recipe import Recipe, StageRecipe, facts, load_recipe
@@ -74,6 +74,7 @@ def train(recipe: Path, overrides: Sequence[str] = (), resume: Path | None = Non
         first = first_stage(plan, kept) if resume else 0
         if not rank:
             keep_recipe(output, plan.dump())
+            show_recipe(output, plan)
         arguments = (plan, frozen, kept, stores, first, resume is not None)
         try:
             if world or plan.train.processes == 1:

@@ -29,7 +29,7 @@ from sensorium.training.backbone import digest_frozen
 from sensorium.training.failures import in_a_sentence
 from sensorium.training.loop import train_loop
 from sensorium.training.objectives.ctc import greedy_units
-from sensorium.training.output import check_same, ended_before, going_on, held, keep_recipe, output_of
+from sensorium.training.output import check_same, ended_before, going_on, held, keep_recipe, output_of, show_recipe
 from sensorium.training.overrides import read
 from sensorium.training.processes import StopRequest
 from sensorium.training.speak_export import export_output
@@ -58,6 +58,7 @@ def train_speak(recipe: Path | SpeakRecipe, overrides: Sequence[str] = (), resum
         check_same(output, plan, file, overrides)
     with held(output), going_on(file, overrides, output, [checkpoint.FILE]), in_a_sentence(output):
         keep_recipe(output, plan.dump())
+        show_recipe(output, plan)
         _run(plan, output, resume is not None)
     return output / "composition"
 
