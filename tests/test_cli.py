@@ -109,11 +109,11 @@ def test_help_and_version_exit_with_0(sensorium):
     assert sensorium("--version") == (0, "sensorium 0.1.0\n", "")
     code, out, _ = sensorium("--help")
     assert code == 0
-    for command in ("ask", "listen", "describe", "classify", "parts", "train", "features", "eval", "bench"):
+    for command in ("ask", "listen", "chat", "describe", "classify", "parts", "train", "features", "eval", "bench"):
         assert f"\n  {command} " in out
         code, text, _ = sensorium(command, "--help")
         assert code == 0 and "Usage: sensorium " + command in text
-    for later in ("chat", "serve", "watch", "imagine"):
+    for later in ("serve", "watch", "imagine"):
         assert f"\n  {later} " not in out
 
 
@@ -427,10 +427,11 @@ def test_going_on_behind_the_end_gives_exactly_the_tokens_asked_for(sensorium, m
         assert code == 0 and answer["usage"]["completion_tokens"] == count
 
 
-def test_the_benchmark_of_cold_starts_refuses_unequal_numbers_of_tokens():
+def test_the_benchmark_of_cold_starts_refuses_unequal_numbers_of_tokens(monkeypatch):
     import importlib.util
 
     path = Path(__file__).parents[1] / "benchmarks" / "cold_start.py"
+    monkeypatch.syspath_prepend(str(path.parent))  # as where it is run as a script
     spec = importlib.util.spec_from_file_location("cold_start", path)
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)

@@ -25,7 +25,7 @@ MAY_TRAIN = {f"projectors/{kind.file}.py" for kind in [*KINDS.values(), *output.
 MAY_SERVE = {f"backbones/torch_{part}.py" for part in ("engine", "runner", "cache", "lora")}  # the extra [torch]
 MAY_HEAR = {  # the extra [speech]
     "media/sound.py": {"av"}, "encoders/whisper.py": {"ctranslate2"}, "tasks/transcribe.py": {"faster_whisper"},
-    "generators/hibari.py": {"hibari"},
+    "generators/hibari.py": {"hibari"}, "training/data/voices.py": {"hibari"},
 }  # fmt: skip
 MAY_DRAW = {"resvg_py", "fontTools", "matplotlib"}  # pictures of training packages
 MAY_READ = {"pyarrow"}  # tables of training data
