@@ -156,12 +156,13 @@ def test_a_full_disk_ends_a_run_in_a_sentence(material, tmp_path, ranks=2):
     output = tmp_path / "full"
     path = recipe(material, output)
     finish(material, output, "train", path, "--set", "train.steps=4", ranks=ranks)
+    longer = ("--set", "train.steps=12")
     limit = (output / checkpoint.FILE).stat().st_size - 1000
-    said = finish(material, output, "train", path, "--resume", output, ranks=ranks, code=1, limit=limit)
+    said = finish(material, output, "train", path, "--resume", output, *longer, ranks=ranks, code=1, limit=limit)
     assert "cannot be written" in complaint(said) and "make room and resume" in said
     assert not list(output.glob("*.tmp"))
     assert checkpoint.check(output, json.loads(_header(output)["facts"])) == 4
-    finish(material, output, "train", path, "--resume", output, ranks=ranks)
+    finish(material, output, "train", path, "--resume", output, *longer, ranks=ranks)
     assert sorted(losses(output)) == list(range(STEPS))  # of other losses: the first steps' schedule was a shorter one
 
 
