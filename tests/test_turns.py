@@ -153,7 +153,8 @@ def test_a_click_is_no_speech_and_a_pause_does_not_split():
 
 
 def test_between_the_thresholds_speech_goes_on_and_quiet_stays():
-    assert [name for name, _ in signals([0.4] * 50)[0]] == []
+    assert signals([0.4] * 50)[0] == []
+    assert signals([0.9, 0.4, 0.4, 0.4])[0] == [("BEGUN", 4)]
     assert [name for name, _ in signals([0.9] * 10 + [0.4] * 50)[0]] == ["BEGUN"]
     assert [name for name, _ in signals([0.9] * 10 + [0.1] + [0.4] * 18)[0]] == ["BEGUN", "PAUSED", "ENDED"]
 
