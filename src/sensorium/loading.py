@@ -2,8 +2,7 @@
 
 Loading is what a cold start consists of, so two things matter here. Parts load side by side (ONNX Runtime releases the
 GIL while it prepares a graph), and what is derived from frozen files (shapes, fingerprints, quantised graphs) is kept
-in the
-cache: a conversation without pictures never opens the encoder.
+in the cache: a conversation without pictures never opens the encoder.
 """
 
 from __future__ import annotations

@@ -158,14 +158,13 @@ class Model:
     def classify(self, image: Any, labels: Sequence[str], **options: Any) -> list[tuple[str, float]]:
         """Probabilities of labels, highest first, that sum to 1; see `tasks.classify`."""
         from sensorium.tasks.classify import classify
+        from sensorium.tasks.clip import classify_clip
 
-        if options.get("head") == "clip":
-            from sensorium.tasks.clip import classify_clip
-
-            options.pop("head")
+        head = options.pop("head", "llm")
+        if head == "clip":
             check_names(options, classify_clip)
             return classify_clip(self.two_tower, image, labels, **options)
-        if options.pop("head", "llm") != "llm":
+        if head != "llm":
             raise UsageError('the head is unknown; use "llm" or "clip".')
         check_names(options, classify)
         return classify(self, image, labels, **options)
