@@ -73,15 +73,19 @@ def test_kinds_without_time_have_no_positions():
 
 def test_the_gradient_of_the_alignment_is_that_of_plain_ctc():
     torch.manual_seed(0)
-    rows = TokenRows(torch.randn(50, 12) * 0.3, list(range(3, 40)), torch.float32).double()
+    rows = TokenRows(torch.randn(50, 12) * 0.3, list(range(3, 40)), 0, torch.float32).double()
     with torch.no_grad():
         rows.prior.fill_(0.3)
         rows.scale.fill_(0.4)
     frames = (torch.randn(5, 7, 12, dtype=torch.float64) * 0.3).requires_grad_()
     said = [[3, 4, 4], [5], [6, 7, 6, 8], [39, 20], [10, 11, 12, 13]]
-    learnt = [frames, rows.blank, rows.prior, rows.scale]
+    learnt = [frames, rows.prior, rows.scale]
     loss, number = align(rows, frames, said, pull=0.1)
     ours = torch.autograd.grad(loss, learnt)
+    same, _ = align(rows, frames, said, pull=0.1, others=range(1, 38))
+    torch.testing.assert_close(same, loss)
+    fewer, _ = align(rows, frames, said, pull=0.1, others=[1, 2])
+    assert float(fewer) < float(loss)  # less to be told from
 
     table = torch.cat((rows.blank[None], rows.rows))
     logits = rows.scale.exp() * (frames @ table.T - 0.5 * table.pow(2).sum(-1))
@@ -134,7 +138,9 @@ def task(tmp_path):
         )
         projector = StackProjector(DIM, WIDE, None, hidden=32, depth=1, context=1, width=32)
         heard = Heard(shards[:1], encode)
-        return AlignTask(projector, TokenRows(table, list(range(1, 12)), torch.float32), heard, range(len(heard)), plan)
+        return AlignTask(
+            projector, TokenRows(table, list(range(1, 12)), 0, torch.float32), heard, range(len(heard)), plan
+        )
 
     return made, Heard(shards[1:], encode)
 

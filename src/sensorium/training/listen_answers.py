@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 BATCH = 48
-REPEAT = " Repeat what I said."
+REPEAT = "\nRepeat what I said."
 
 
 class Answers:
@@ -33,12 +33,10 @@ class Answers:
         asked = spoken_questions.questions("train", phrasings=3, all_families=True)
         self.right = {each.question: each.answer for each in asked}
 
-    def __contains__(self, text: str) -> bool:
-        return text in self.given
-
     def of(self, text: str) -> list[Reply]:
-        """The LLM's own answer; of a question that has one, the right answer; and the text, where it is repeated."""
-        replies = [Reply(tuple(self.given[text]))] if self.given[text] else []
+        """The LLM's own answer, where there is one; of a question that has one, the right answer; and the text, where
+        it is repeated or there is nothing else."""
+        replies = [Reply(tuple(self.given[text]))] if self.given.get(text) else []
         if text in self.right:
             replies.append(Reply(tuple(self.encode(self.right[text]))))
         elif not replies or hashlib.sha256(text.encode()).digest()[1] < 256 * self.repeat:

@@ -65,6 +65,7 @@ class ListenTrain(_Strict):
     precision: Literal["bf16", "fp32"] = "bf16"
     feature_dropout: Share = 0.0  # of feature channels, for each utterance anew
     pull: Annotated[float, Field(ge=0)] = 0.02  # of the distance to the rows of the table, beside CTC
+    others: Count | None = None  # tokens that what was said is told from, drawn for each batch; null for all
     align: Annotated[float, Field(ge=0)] = 0.0  # weight of the alignment beside distillation
     temperature: Annotated[float, Field(gt=0)] = 1.0
     end_of_turn: Annotated[float, Field(gt=0)] = 1.0

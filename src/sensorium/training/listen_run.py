@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from sensorium.training.listen_heard import Heard
 from sensorium.training.listen_measure import ListenTest, share
 from sensorium.training.listen_prompt import ListenPrompt
 from sensorium.training.listen_recipe import ListenRecipe
-from sensorium.training.listen_store import ListenStore
+from sensorium.training.listen_store import ListenStore, Utterance
 from sensorium.training.listen_task import AlignTask, DistilTask
 from sensorium.training.loop import train_loop
 from sensorium.training.objectives.align import TokenRows
@@ -40,6 +40,7 @@ from sensorium.training.overrides import read
 from sensorium.training.processes import StopRequest
 
 STAGES = ("align", "distil")
+BLANK = "\n"  # what the LLM reads over between words
 FEW = 160  # spoken questions at a checkpoint
 
 
@@ -103,7 +104,7 @@ class ListenRun:
         said = sorted({token for ids in (*self.heard.tokens, *tested.tokens) for token in ids})
         torch.manual_seed(plan.data.seed)
         self.projector = torch_class(plan.projector.kind)(encoder.spec.dim, self.llm.shape.dim, None, **self.options)
-        self.rows = TokenRows(table, said)
+        self.rows = TokenRows(table, said, self.tokenizer.encode(BLANK)[0])
         self.results: dict[str, Any] = {}
 
     def run(self) -> Path:
@@ -154,7 +155,6 @@ class ListenRun:
             "projector": {"kind": self.plan.projector.kind, **self.options},
             BACKBONE: self.llm.shape.fingerprint,
             "encoder": self.encoder_spec.fingerprint,
-            "utterances": len(self.heard),
             "seed": recipe.seed,
         }
         limits: Any = recipe  # has what the loop reads of any recipe
@@ -168,12 +168,14 @@ class ListenRun:
 
     def _distil(self) -> DistilTask:
         data = self.plan.data
-        wanted = [u.text for u in self.heard.utterances if u.source in ("examples", "about", "questions", "things")]
-        texts = list(dict.fromkeys(wanted))[: data.answers]
+        texts = to_answer(self.heard.utterances)[: data.answers]
         given = answered(self.model, self.prompt, texts, data.answer_tokens, _say)
         answers = Answers(given, self.tokenizer.encode, data.repeat)
-        numbers = [i for i, utterance in enumerate(self.heard.utterances) if utterance.text in answers]
-        _say(f"Distillation: {len(numbers)} utterances of {len(given)} texts")
+        utterances = self.heard.utterances
+        numbers = [i for i, each in enumerate(utterances) if each.text in given or each.source != "phrases"]
+        _say(
+            f"Distillation: {len(numbers)} utterances, {sum(each.text in given for each in utterances)} with an answer"
+        )
         return DistilTask(
             self.projector, self.rows, self.heard, numbers, self.plan.distil, self.llm, self.prompt, answers
         )
@@ -241,6 +243,15 @@ class ListenRun:
             text.write(yaml.safe_dump(spec, sort_keys=False))
         with hub.atomic_write(directory / MANIFEST, "w") as text:
             text.write(json.dumps(manifest, indent=1) + "\n")
+
+
+def to_answer(utterances: Iterable[Utterance]) -> list[str]:
+    """The texts that the LLM is to answer, each once: all that ask or tell something, and a third of the examples."""
+    texts: dict[str, None] = {}
+    for i, each in enumerate(utterances):
+        if each.source in ("about", "questions", "things") or (each.source == "examples" and i % 3 == 0):
+            texts[each.text] = None
+    return list(texts)
 
 
 def _say(text: str) -> None:

@@ -24,7 +24,7 @@ class AlignTask:
 
     Args:
         projector: what learns.
-        rows: classes, whose blank and scale learn too.
+        rows: classes, whose scale and the blank's prior learn too.
         heard: utterances.
         numbers: which of them are used.
         recipe: rate, batch size, seed.
@@ -37,7 +37,7 @@ class AlignTask:
         self.drawn = Drawn(heard.frames, numbers, recipe.positions, heard.stack)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The projector, and the blank and the scale of the classes."""
+        """The projector, and the scale and the prior of the classes."""
         parts = {"projector": self.projector, "rows": self.rows}
         return {f"{part}.{name}": each for part, module in parts.items() for name, each in module.named_parameters()}
 
@@ -60,8 +60,11 @@ class AlignTask:
 
     def aligned(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, float]:
         """The loss of `objectives.align`."""
-        said = [self.heard.tokens[i] for i in batch.numbers]
-        return align(self.rows, embeds, said, pull=self.recipe.pull)
+        said, others = [self.heard.tokens[i] for i in batch.numbers], None
+        if self.recipe.others:
+            rng = np.random.default_rng([self.recipe.seed, *batch.numbers[:8]])
+            others = [int(i) for i in rng.integers(1, 1 + len(self.rows.tokens), size=self.recipe.others)]
+        return align(self.rows, embeds, said, pull=self.recipe.pull, others=others)
 
     def loss(self, batch: Batch) -> Loss:
         """Mean CTC loss per token."""
