@@ -160,7 +160,7 @@ def test_alignment_learns_which_sound_is_which_word(task, tmp_path):
     learns = made()
     before = wrong(learns, test)
     train_loop(learns, learns.recipe, tmp_path)
-    assert wrong(learns, test) < 0.05 < 0.5 < before
+    assert wrong(learns, test) < 0.12 < 0.5 < before
 
 
 def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(task, tmp_path):
