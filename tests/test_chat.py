@@ -115,6 +115,19 @@ def test_enter_records_and_enter_sends(room):
     assert "-r 16000" in (room / "recorded").read_text()
 
 
+def test_samples_that_come_in_halves_are_joined(room):
+    halves = "sound = open(here + '/speech.pcm', 'rb').read()\nos.write(1, sound[:101])\ntime.sleep(0.05)\n"
+    program(room, "arecord", RECORD.replace("sys.stdout.buffer.write(", halves + "os.write(1, sound[101:])  # "))
+    pieces: list = []
+    microphone = Microphone()
+    microphone.start(pieces.append, pieces.append)
+    wanted = programs.from_pcm((room / "speech.pcm").read_bytes())
+    while sum(map(len, pieces)) < len(wanted):
+        time.sleep(0.01)
+    microphone.stop()
+    assert np.array_equal(np.concatenate(pieces), wanted)
+
+
 def test_where_nobody_spoke_nothing_is_sent(room):
     (room / "speech.pcm").write_bytes(bytes(32_000))
     terminal = Terminal("", "", "Hello")
@@ -132,7 +145,11 @@ def test_enter_interrupts_the_answer_and_the_history_is_cut(room):
         for number, line in enumerate(terminal):
             chat._line(line.strip())
             if number == 1:
-                assert chat.turns.state is State.LISTENING and chat.turns.messages[-1].text == "Yes"
+                assert (
+                    not chat._player._open
+                    and chat.turns.state is State.LISTENING
+                    and chat.turns.messages[-1].text == "Yes"
+                )
                 engine.words = ("Well",)
         assert chat.turns.wait(100)
         assert [message.text for message in chat.turns.messages] == ["Hello", "Yes", "", "Well"]
