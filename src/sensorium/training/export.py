@@ -24,7 +24,10 @@ def save_tensors(state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype 
     from safetensors.torch import save_file
 
     temporary = path.with_suffix(".tmp")
+    temporary.touch()
+    usual = temporary.stat().st_mode
     save_file({name: tensor.detach().to(dtype).contiguous() for name, tensor in state.items()}, str(temporary))
+    temporary.chmod(usual)  # safetensors keeps files to their owner
     temporary.replace(path)
 
 
