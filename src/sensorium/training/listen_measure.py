@@ -64,7 +64,7 @@ class ListenTest:
         """Whether each question, as a text in the same layout, is answered right."""
         first = {self.heard.utterances[i].text: i for i in self.asked}
         numbers = list(first.values())
-        right = {}
+        right: dict[str, bool] = {}
         for at in range(0, len(numbers), ROWS):
             some = numbers[at : at + ROWS]
             said = [self.heard.tokens[i] for i in some]

@@ -95,14 +95,14 @@ class ListenStore:
         rng = np.random.default_rng([self.seed, 1 << 20])
         texts = Sentences(self.encode)
         asked = [Said(each.question, "test questions") for each in spoken_questions.questions("test")]
-        sentences = []
+        sentences: list[Said] = []
         while len(sentences) < SENTENCES:
             said = texts.draw(rng, "test")
             if said.source in ("examples", "about"):
                 sentences.append(Said(said.text, "test sentences"))
         for k, voice in enumerate(voices.TEST_VOICES):
-            for i, said in enumerate([*asked, *sentences]):
-                yield said, voice, np.random.default_rng([self.seed, k, i]) if (i + k) % 2 else None
+            for i, each in enumerate([*asked, *sentences]):
+                yield each, voice, np.random.default_rng([self.seed, k, i]) if (i + k) % 2 else None
 
     def _kept(self, name: str, drawn: Callable[[], Iterator[tuple[Said, voices.Voice, Any]]]) -> Shard:
         path = self.directory / f"{name}.npy"

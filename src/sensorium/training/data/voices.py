@@ -74,7 +74,7 @@ TEST_VOICES = (
 
 def draw(rng: np.random.Generator) -> Voice:
     """A voice of the training half."""
-    engine: Engine = rng.choice(np.array(list(SHARES)), p=list(SHARES.values()))  # type: ignore[assignment]
+    engine: Engine = rng.choice(np.array(list(SHARES)), p=list(SHARES.values()))
     if engine == "espeak":
         accent, variant = (pool[int(rng.integers(len(pool)))] for pool in (_ACCENTS, _VARIANTS))
         name = f"{accent}+{variant}" if variant else accent
@@ -201,7 +201,7 @@ class _Espeak:
         self.library.espeak_Synchronize()
         if not self.pieces:
             raise SensoriumError(f"espeak-ng said nothing for {text[:40]!r}; leave the text out.")
-        return np.concatenate(self.pieces).astype(np.float32) / 32768, self.rate
+        return np.concatenate(self.pieces).astype(np.float32) / np.float32(32768), self.rate
 
     @staticmethod
     @cache
@@ -234,7 +234,8 @@ def _wave(data: bytes) -> tuple[Samples, int]:
     import wave
 
     with wave.open(io.BytesIO(data)) as file:
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768, file.getframerate()
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32)
+        return samples / np.float32(32768), file.getframerate()
 
 
 def _hibari(text: str, voice: Voice) -> tuple[Samples, int]:

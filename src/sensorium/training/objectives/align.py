@@ -113,7 +113,7 @@ class _NearestRows(torch.autograd.Function):
         table = torch.cat((blank[None], rows))
         low = table.to(frames.dtype if frames.dtype == torch.float64 else product)
         half = 0.5 * table.pow(2).sum(-1)
-        total, grads = 0.0, [torch.empty_like(frames), 0.0, 0.0]
+        total, by_frame, by_prior, by_scale = 0.0, torch.empty_like(frames), 0.0, 0.0
         for at in range(0, count, max(1, CHUNK // length)):
             some = slice(at, min(count, at + max(1, CHUNK // length)))
             f = frames[some].flatten(0, 1)
@@ -132,12 +132,12 @@ class _NearestRows(torch.autograd.Function):
             apart = f - means
             total += pull * number / (count * length) * float(apart.pow(2).sum())
             grad = scale * (means - taken) / number + 2 * pull / (count * length) * apart
-            grads[0][some] = grad.view(-1, length, f.shape[1])
-            grads[1] += float((chances[:, 0] - shares[..., 0].flatten()).sum()) / number
+            by_frame[some] = grad.view(-1, length, f.shape[1])
+            by_prior += float((chances[:, 0] - shares[..., 0].flatten()).sum()) / number
             # of the scale's logarithm: what each logit is without the prior, by how much its probability should change
             expected = scale * ((f * means).sum() - (chances @ half).sum()) - (shares * chosen).sum()
-            grads[2] += float(expected + prior * shares[..., 0].sum()) / number
-        ctx.save_for_backward(grads[0], torch.tensor(grads[1]), torch.tensor(grads[2]))
+            by_scale += float(expected + prior * shares[..., 0].sum()) / number
+        ctx.save_for_backward(by_frame, torch.tensor(by_prior), torch.tensor(by_scale))
         return frames.new_tensor(total / number)
 
     @staticmethod
