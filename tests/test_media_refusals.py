@@ -186,6 +186,6 @@ def test_streams():
 
 def test_load_takes_images_and_names_the_rest():
     assert load(GOOD["rgb.png"]).width == 24
-    for name in ( "film.gif", "text.png"):
+    for name in ("film.gif", "text.png"):
         with pytest.raises(SensoriumError, match=r"is audio|is video|no image"):
             load(BAD[name].data)
