@@ -11,6 +11,7 @@ import io
 import json
 import struct
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +34,55 @@ def save_tensors(state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype 
 
 def export_projector(projector: nn.Module, cells: int, dim: int, directory: Path, name: str = "image") -> None:
     """Write ``name.safetensors`` (float16) and ``name.onnx`` (features [B, cells, dim] -> embeds, float32)."""
+    free = {"features": {0: "batch"}, "embeds": {0: "batch"}}
+    export_twin(projector, {"features": torch.zeros(2, cells, dim)}, ["embeds"], free, directory, name)
+
+
+def export_twin(
+    module: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    free: Mapping[str, Mapping[int, str]],
+    directory: Path,
+    name: str,
+) -> None:
+    """Write ``name.safetensors`` (float16) and the graph that points into it, ``name.onnx``.
+
+    Args:
+        module: what is run, with `inputs` in their order.
+        inputs: examples, by name.
+        outputs: names of what it gives.
+        free: axes of inputs and outputs that may have any size, by name; all others keep the size that they have now.
+        directory: where the files are written.
+        name: of the files.
+    """
     import onnx
 
     weights = directory / f"{name}.safetensors"
-    save_tensors(dict(projector.state_dict()), weights)
-    projector = copy.deepcopy(projector).to("cpu").eval()
+    save_tensors(dict(module.state_dict()), weights)
+    module = copy.deepcopy(module).to("cpu").float().eval()
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the TorchScript exporter is deprecated, its successor needs one package more
         torch.onnx.export(
-            projector,
-            (torch.zeros(2, cells, dim),),
+            module,
+            tuple(inputs.values()),
             buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes a buffer, its stub does not say so
-            input_names=["features"],
-            output_names=["embeds"],
-            dynamic_axes={"features": {0: "batch"}, "embeds": {0: "batch"}},
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={side: dict(axes) for side, axes in free.items()},
             opset_version=18,
             dynamo=False,
             do_constant_folding=False,
         )
+        with torch.no_grad():
+            given = module(*inputs.values())
     model = onnx.load_model_from_string(buffer.getvalue())
     share_weights(model, weights)
-    tokens = projector(torch.zeros(1, cells, dim)).shape[1:]
-    output = model.graph.output[0].type.tensor_type.shape.dim
-    output[1].dim_value, output[2].dim_value = int(tokens[0]), int(tokens[1])
+    for output, value in zip(model.graph.output, [given] if isinstance(given, torch.Tensor) else given):
+        for axis, size in enumerate(output.type.tensor_type.shape.dim):  # the exporter follows few of them
+            if axis not in free.get(output.name, {}):
+                size.dim_value = value.shape[axis]
     (directory / f"{name}.onnx").write_bytes(model.SerializeToString())
 
 
