@@ -10,13 +10,18 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sensorium.composition import Composition  # noqa: E402
-from sensorium.encoders.base import FeatureSpec, Grid  # noqa: E402
+from sensorium.encoders.base import FeatureSpec, Grid, Sequence  # noqa: E402
 from sensorium.errors import UsageError  # noqa: E402
 from sensorium.projectors.resampler import ResamplerProjector  # noqa: E402
-from sensorium.projectors.spec import KINDS, tokens_for, torch_class  # noqa: E402
+from sensorium.projectors.spec import KINDS, positions_for, tokens_for, torch_class  # noqa: E402
 
 DIM, OUT, GRID = 12, 20, (4, 6)
-SMALL = {"mlp": {"pool": 2}, "concept": {"concepts": 9, "hidden": 8}, "resampler": {"queries": 3, "width": 12}}
+SMALL = {
+    "mlp": {"pool": 2},
+    "concept": {"concepts": 9, "hidden": 8},
+    "resampler": {"queries": 3, "width": 12},
+    "stack": {"hidden": 8},
+}
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -25,7 +30,10 @@ def test_a_kind_gives_the_tokens_that_its_line_says(kind):
     module = torch_class(kind)(DIM, OUT, GRID, **options)
     with torch.inference_mode():
         embeds = module(torch.randn(2, GRID[0] * GRID[1], DIM))
-    assert embeds.shape == (2, tokens_for(kind, options, FeatureSpec(DIM, Grid(*GRID), None, "f")), OUT)
+    along_time = KINDS[kind].positions is not None
+    features = FeatureSpec(DIM, Sequence(), 50.0, "f") if along_time else FeatureSpec(DIM, Grid(*GRID), None, "f")
+    count = positions_for(kind, options, GRID[0] * GRID[1]) if along_time else tokens_for(kind, options, features)
+    assert embeds.shape == (2, count, OUT) and count >= tokens_for(kind, options, features)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
