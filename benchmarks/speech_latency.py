@@ -17,8 +17,8 @@ import platform
 import sensorium
 from sensorium.backbones.threads import physical_cores
 from sensorium.evaluation import latency
-from sensorium.evaluation.suites.speaking import listener
-from sensorium.evaluation.suites.speech import measure_latency, median
+from sensorium.evaluation.suites.speaking import listener, median
+from sensorium.evaluation.suites.speech import measure_latency
 
 
 def main() -> None:

@@ -205,3 +205,19 @@ def test_stages_add_up_to_the_first_sound():
     heard = latency.first_sound(model, sound, transcribe=lambda samples: time.sleep(0.05) or "hello")
     assert model.cascade is True and model.told == "hello" and heard["transcribe"] >= 0.05
     assert sum(heard[stage] for stage in latency.STAGES) == pytest.approx(heard[latency.WHOLE])
+
+
+def test_random_units_are_as_many_as_any_and_know_nothing():
+    from sensorium.evaluation.random_projector import RandomUnits
+
+    class Output:
+        dim, letters, upsample, units = 12, 4, 8, 30
+
+    random, numbers = RandomUnits(Output()), np.random.default_rng(0)
+    states, embeds = numbers.normal(size=(2, 40, 12)).astype(np.float32)
+    said = []
+    for state, embed in zip(states, embeds):
+        said += random.stream().push(state, embed, " a")
+    assert 0.15 * 40 * 8 < len(said) <= 0.4 * 40 * 8 and set(said) <= set(range(1, 31))
+    assert said == [unit for s, e in zip(states, embeds) for unit in RandomUnits(Output()).stream().push(s, e, " b")]
+    assert len(set(said)) > 20

@@ -9,13 +9,14 @@ whole answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sensorium.evaluation import intervals
+from sensorium.evaluation.random_projector import with_random_units
 from sensorium.evaluation.scorecard import Row, Scorecard
 from sensorium.evaluation.speech_metrics import edits, words
 
@@ -63,26 +64,36 @@ def evaluate_speaking(
     asked = list(questions)
     hear = hear or listener()
     generator = model.parts.generator.get()
-    ways = {"cascade": True, **({"model": False} if model.parts.output.get() else {})}
-    for cascade in ways.values():
-        say(model, "Say hello.", cascade, 4)  # loads what is loaded but once
+    ways: dict[str, tuple[Model, bool]] = {"cascade": (model, True)}
+    if model.parts.output.get():
+        ways |= {"model": (model, False), "random projector": (with_random_units(model), False)}
+    for one, cascade in ways.values():
+        say(one, "Say hello.", cascade, 4)  # loads what is loaded but once
     found: dict[str, list[Said]] = {way: [] for way in ways}
     for done, question in enumerate(asked):
-        for way, cascade in ways.items():
-            found[way].append(say(model, question, cascade, longest))
+        for way, (one, cascade) in ways.items():
+            found[way].append(say(one, question, cascade, longest))
         if progress:
             progress(done + 1, len(asked))
     rows = []
     if "model" in found:
-        pairs = [(generator.units_of(said.text), said.units) for said in found["model"]]
-        rows.append(Row(SECTION, "phoneme error rate", None, None, {"model": _rate(pairs)}, lower_is_better=True))
+        pairs = {
+            way: [(generator.units_of(said.text), said.units) for said in found[way]]
+            for way in ("random projector", "model")
+        }
+        errors = {way: rate(each) for way, each in pairs.items()}
+        rows.append(Row(SECTION, "phoneme error rate", None, None, errors, lower_is_better=True))
     heard = {
-        way: [(words(one.text), words(hear(one.sound, generator.rate))) for one in said] for way, said in found.items()
+        way: [(words(said.text), words(hear(said.sound, generator.rate))) for said in each]
+        for way, each in found.items()
     }
-    scores = {way: _rate(pairs) for way, pairs in heard.items()}
-    rows.append(Row(SECTION, "ASR-WER (tiny.en)", None, None, scores, lower_is_better=True))
+    scores = {way: rate(each) for way, each in heard.items()}
+    beyond = _beyond(heard["model"], heard["cascade"]) if "model" in heard else None
+    rows.append(Row(SECTION, "ASR-WER (tiny.en)", None, None, scores, beyond, lower_is_better=True))
     for stage in STAGES:
-        numbers = {way: _median([one.seconds[stage] for one in said]) for way, said in found.items()}
+        numbers = {
+            way: median([said.seconds[stage] for said in found[way]]) for way in found if way in ("cascade", "model")
+        }
         rows.append(Row(SECTION, f"{stage}, s (median)", None, None, numbers, unit="number", lower_is_better=True))
     seconds = {way: sum(len(one.sound) for one in said) / generator.rate for way, said in found.items()}
     return Scorecard("speech", model.name, rows, {"questions": len(asked), "tokens": longest, "sound_s": seconds})
@@ -113,16 +124,33 @@ def listener() -> Hear:
     return hear
 
 
-def _rate(pairs: list[tuple[Any, Any]]) -> intervals.Estimate:
-    wrong = np.array([edits(meant, said) for meant, said in pairs], np.float64)
-    total = np.array([len(meant) for meant, _ in pairs], np.float64)
+def rate(pairs: list[tuple[Any, Any]]) -> intervals.Estimate:
+    """The errors of (meant, heard) over the lengths of what was meant."""
+    wrong, total = _counts(pairs)
     return intervals.bootstrap(lambda weights: weights @ wrong / np.maximum(weights @ total, 1), len(pairs))
 
 
-def _median(values: list[float]) -> intervals.Estimate:
-    seconds = np.sort([value for value in values if not np.isnan(value)])
-    if not len(seconds):
+def _counts(pairs: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    wrong = np.array([edits(meant, said) for meant, said in pairs], np.float64)
+    return wrong, np.array([len(meant) for meant, _ in pairs], np.float64)
+
+
+def _beyond(pairs: list[tuple[Any, Any]], others: list[tuple[Any, Any]]) -> intervals.Estimate:
+    """How much higher one rate is than the other's of the same answers."""
+    (wrong, total), (less, all_of) = _counts(pairs), _counts(others)
+    return intervals.bootstrap(
+        lambda weights: (
+            weights @ wrong / np.maximum(weights @ total, 1) - weights @ less / np.maximum(weights @ all_of, 1)
+        ),
+        len(pairs),
+    )
+
+
+def median(values: Sequence[float]) -> intervals.Estimate:
+    """The median of those that are numbers, with its bootstrap interval."""
+    known = np.array([value for value in values if not np.isnan(value)])
+    if not len(known):
         return intervals.Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
-    drawn = np.random.default_rng(0).choice(seconds, (intervals.RESAMPLES, len(seconds)))
+    drawn = np.random.default_rng(0).choice(known, (intervals.RESAMPLES, len(known)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return intervals.Estimate(float(np.median(seconds)), float(low), float(high), len(seconds), len(seconds))
+    return intervals.Estimate(float(np.median(known)), float(low), float(high), len(known), len(known))

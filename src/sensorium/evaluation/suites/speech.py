@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sensorium.errors import UsageError
-from sensorium.evaluation import intervals, latency
+from sensorium.evaluation import latency
 from sensorium.evaluation.human_voices import Recording, recordings
-from sensorium.evaluation.intervals import Estimate
 from sensorium.evaluation.random_projector import with_random_projector
 from sensorium.evaluation.scorecard import Row, Scorecard
-from sensorium.evaluation.speech_metrics import edits, words
+from sensorium.evaluation.speech_metrics import words
 from sensorium.evaluation.suites.listening import SpokenItem, listening_rows, no_recogniser, ways
-from sensorium.evaluation.suites.speaking import Hear, evaluate_speaking, listener
+from sensorium.evaluation.suites.speaking import SECTION, Hear, evaluate_speaking, listener, median, rate
 
 if TYPE_CHECKING:
     from sensorium.model import Model
@@ -183,16 +182,6 @@ def two_second_questions(number: int) -> list[np.ndarray]:
     return found
 
 
-def median(values: Sequence[float]) -> Estimate:
-    """The median with its bootstrap interval."""
-    seconds = np.array([value for value in values if not np.isnan(value)])
-    if not len(seconds):
-        return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
-    drawn = np.random.default_rng(0).choice(seconds, (intervals.RESAMPLES, len(seconds)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return Estimate(float(np.median(seconds)), float(low), float(high), len(seconds), len(seconds))
-
-
 def _asked(limit: int | None) -> list[str]:
     from sensorium.training.data.spoken import questions
 
@@ -205,11 +194,8 @@ def _people_floor(hear: Hear, limit: int | None) -> Row:
 
     chosen: list[Recording] = _some(recordings(), limit or 40)
     pairs = [(words(one.text), words(hear(load_audio(one.path).samples, RATE))) for one in chosen]
-    wrong = np.array([edits(meant, heard) for meant, heard in pairs], np.float64)
-    total = np.array([len(meant) for meant, _ in pairs], np.float64)
-    rate = intervals.bootstrap(lambda weights: weights @ wrong / np.maximum(weights @ total, 1), len(pairs))
     name = "ASR-WER (tiny.en) of recordings of people"
-    return Row("speech output, answers to held-out questions", name, None, None, {"people": rate}, lower_is_better=True)
+    return Row(SECTION, name, None, None, {"people": rate(pairs)}, lower_is_better=True)
 
 
 def _to_text(hear: Hear) -> Callable[[np.ndarray], str]:
