@@ -28,14 +28,15 @@ DIM, WIDE = 24, 16
 # The projector --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"depth": 2, "context": 1, "width": 12}])
+@pytest.mark.parametrize("options", [{}, {"depth": 2, "context": 1, "width": 12}, {"words": 30}])
 def test_the_twin_of_a_stack_is_the_torch_module_at_any_length(tmp_path, options):
     import onnxruntime
 
     from sensorium.training.listen_export import export_listen
 
     torch.manual_seed(0)
-    projector = StackProjector(DIM, WIDE, None, hidden=20, **options).eval()
+    table = torch.randn(30, WIDE) if "words" in options else None
+    projector = StackProjector(DIM, WIDE, None, hidden=20, **options, table=table).eval()
     export_listen(projector, DIM, tmp_path)
     projector.load_state_dict({name: value.half().float() for name, value in projector.state_dict().items()})
     twin = onnxruntime.InferenceSession(str(tmp_path / "listen.onnx"))
@@ -73,13 +74,14 @@ def test_kinds_without_time_have_no_positions():
 
 def test_the_gradient_of_the_alignment_is_that_of_plain_ctc():
     torch.manual_seed(0)
-    rows = TokenRows(torch.randn(50, 12) * 0.3, list(range(3, 40)), 0, torch.float32).double()
+    rows = TokenRows.of(torch.randn(50, 12) * 0.3, list(range(3, 40)), 0)
+    rows.words.double()
     with torch.no_grad():
-        rows.prior.fill_(0.3)
-        rows.scale.fill_(0.4)
+        rows.words.prior.fill_(0.3)
+        rows.words.scale.fill_(0.4)
     frames = (torch.randn(5, 7, 12, dtype=torch.float64) * 0.3).requires_grad_()
     said = [[3, 4, 4], [5], [6, 7, 6, 8], [39, 20], [10, 11, 12, 13]]
-    learnt = [frames, rows.prior, rows.scale]
+    learnt = [frames, rows.words.prior, rows.words.scale]
     loss, number = align(rows, frames, said, pull=0.1)
     ours = torch.autograd.grad(loss, learnt)
     same, _ = align(rows, frames, said, pull=0.1, others=range(1, 38))
@@ -87,14 +89,12 @@ def test_the_gradient_of_the_alignment_is_that_of_plain_ctc():
     fewer, _ = align(rows, frames, said, pull=0.1, others=[1, 2])
     assert float(fewer) < float(loss)  # less to be told from
 
-    table = torch.cat((rows.blank[None], rows.rows))
-    logits = rows.scale.exp() * (frames @ table.T - 0.5 * table.pow(2).sum(-1))
-    logits = torch.cat((logits[..., :1] + rows.prior, logits[..., 1:]), dim=-1)
+    logits = rows.words(frames)
     classes = torch.tensor([[rows.classes[i] for i in ids] + [0] * (4 - len(ids)) for ids in said])
     lengths = (torch.full((5,), 7), torch.tensor([len(ids) for ids in said]))
     plain = F.ctc_loss(F.log_softmax(logits, -1).transpose(0, 1), classes, *lengths, reduction="sum") / number
     with torch.no_grad():
-        means = F.softmax(logits, dim=-1) @ table
+        means = rows.words.mean(frames)
     plain = plain + 0.1 * (frames - means).pow(2).sum(-1).mean()
     torch.testing.assert_close(loss, plain)
     for mine, theirs in zip(ours, torch.autograd.grad(plain, learnt)):
@@ -139,7 +139,7 @@ def task(tmp_path):
         projector = StackProjector(DIM, WIDE, None, hidden=32, depth=1, context=1, width=32)
         heard = Heard(shards[:1], encode)
         return AlignTask(
-            projector, TokenRows(table, list(range(1, 12)), 0, torch.float32), heard, range(len(heard)), plan
+            projector, TokenRows.of(table, list(range(1, 12)), 0, torch.float32), heard, range(len(heard)), plan
         )
 
     return made, Heard(shards[1:], encode)

@@ -51,6 +51,31 @@ class Look(nn.Module):
         return x + self.mlp(torch.cat([around[:, i : i + length] for i in range(2 * self.context + 1)], dim=-1))
 
 
+class Words(nn.Module):
+    """Rows of the LLM's embedding table as classes of frames; the first one is read over between words.
+
+    Args:
+        table: [words, dim], frozen.
+    """
+
+    table: Tensor
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", table.float())
+        self.prior = nn.Parameter(torch.ones(1))  # of the first row
+        self.scale = nn.Parameter(torch.zeros(1))  # e^0: squared distances between rows are about 20 in SmolLM2
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """[..., dim] -> logits [..., words]: minus half the squared distance to each row, times a scale."""
+        near = self.scale.exp() * (frames @ self.table.T - 0.5 * self.table.pow(2).sum(-1))
+        return torch.cat((near[..., :1] + self.prior, near[..., 1:]), dim=-1)
+
+    def mean(self, frames: Tensor) -> Tensor:
+        """[..., dim] -> the mean row [..., dim] under the softmax of the logits."""
+        return torch.softmax(self(frames), dim=-1) @ self.table
+
+
 class StackProjector(nn.Module):
     """Features [B, frames, dim] -> embeddings [B, ceil(frames / stack), out_dim].
 
@@ -63,6 +88,8 @@ class StackProjector(nn.Module):
         depth: layers before the MLP that look around; with 0, a position is made of its own frames alone.
         context: how many stacks on either side a layer sees.
         width: of those layers.
+        words: how many token embeddings the output is a mean of; 0 for an output that is free.
+        table: these embeddings [words, out_dim]; zeros where None, to be loaded.
     """
 
     def __init__(
@@ -75,6 +102,8 @@ class StackProjector(nn.Module):
         depth: int = 0,
         context: int = 2,
         width: int = 512,
+        words: int = 0,
+        table: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.stack = stack
@@ -83,6 +112,7 @@ class StackProjector(nn.Module):
         self.looks = nn.ModuleList(Look(width, context, hidden) for _ in range(depth))
         self.mlp = SwiGLU(width if depth else stack * dim, hidden, out_dim)
         self.bias = nn.Parameter(torch.zeros(out_dim))
+        self.words = Words(torch.zeros(words, out_dim) if table is None else table) if words else None
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """
@@ -91,6 +121,14 @@ class StackProjector(nn.Module):
             lengths: [B] frames that count, where sounds of several lengths are in one batch; the embeddings of each
                 are those that it has alone, and behind its last position anything may stand.
         """
+        return self.read(self.frames(features, lengths))
+
+    def read(self, frames: Tensor) -> Tensor:
+        """What `frames` gives, as embeddings [B, n, out_dim]."""
+        return frames if self.words is None else self.words.mean(frames)
+
+    def frames(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """[B, n, out_dim], before it is compared with the embeddings of words; arguments as of `forward`."""
         x = plain_norm(stacked(features, self.stack)) * self.norm
         x = self.reduce(x)
         for look in self.looks:

@@ -44,6 +44,7 @@ class Heard:
         stack: frames of a position.
         most: positions of an utterance that is used; longer ones are left out, as are those said so fast that their
             tokens (with a blank between equal neighbours) do not fit their positions.
+        without: of texts, whether an utterance is left out.
 
     Attributes:
         utterances, tokens: what was said, as text and as token ids.
@@ -51,7 +52,12 @@ class Heard:
     """
 
     def __init__(
-        self, shards: Sequence[Shard], encode: Callable[[str], list[int]], stack: int = 8, most: int = 40
+        self,
+        shards: Sequence[Shard],
+        encode: Callable[[str], list[int]],
+        stack: int = 8,
+        most: int = 40,
+        without: Callable[[str], bool] = lambda text: False,
     ) -> None:
         self.stack = stack
         self.utterances: list[Utterance] = []
@@ -62,7 +68,7 @@ class Heard:
             for utterance in shard.utterances:
                 ids = encode(utterance.text)
                 positions = -(-(utterance.end - utterance.start) // stack)
-                if not ids or needed(ids) > positions - 1 or positions > most:
+                if not ids or needed(ids) > positions - 1 or positions > most or without(utterance.text):
                     self.left_out += 1
                     continue
                 self.utterances.append(utterance)

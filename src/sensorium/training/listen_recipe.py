@@ -26,6 +26,7 @@ class ListenProjectorRecipe(_Strict):
 
     kind: Literal["stack"] = "stack"
     options: dict[str, Any] = {}
+    words: bool = True  # the output is a mean of the embeddings of all tokens that were said in training
 
     @model_validator(mode="after")
     def _fits(self) -> ListenProjectorRecipe:
@@ -44,7 +45,7 @@ class ListenProjectorRecipe(_Strict):
 class ListenData(_Strict):
     """Spoken texts, by shards of 400 (`training.listen_store`), and the LLM's answers to some of them."""
 
-    shards: Count
+    shards: Annotated[dict[Literal["broad", "words"], Count], Field(min_length=1)]  # by mixture of texts and voices
     answers: Count = 6000  # texts of the shards that get an answer, the first ones
     answer_tokens: Annotated[int, Field(ge=1, le=256)] = 16
     repeat: Share = 0.3  # of texts that the LLM is also asked to repeat

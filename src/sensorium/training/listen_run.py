@@ -25,6 +25,7 @@ from sensorium.projectors.spec import find, torch_class
 from sensorium.seams import BACKBONE
 from sensorium.training import checkpoint
 from sensorium.training.backbone import digest_frozen, load_llama
+from sensorium.training.data.spoken_questions import repeats_a_test
 from sensorium.training.listen_answers import Answers, answered
 from sensorium.training.listen_export import export_listen
 from sensorium.training.listen_heard import Heard
@@ -89,10 +90,13 @@ class ListenRun:
         self.encoder_part = PARTS[plan.encoder.removeprefix("whisper-")]
         encoder = WhisperEncoder(plan.encoder.removeprefix("whisper-"), hub.fetch(self.encoder_part), physical_cores())
         self.encoder_spec = encoder.spec
-        store = ListenStore(encoder, self.tokenizer.encode, plan.data.seed, _say)
+        encode = self.tokenizer.encode
+        stores = {name: ListenStore(encoder, encode, plan.data.seed, _say, name) for name in plan.data.shards}
+        store = ListenStore(encoder, encode, plan.data.seed, _say)
         self.options = find(plan.projector.kind).filled(plan.projector.options)
         stack = self.options["stack"]
-        self.heard = Heard([store.shard(i) for i in range(plan.data.shards)], self.tokenizer.encode, stack)
+        shards = [stores[name].shard(i) for name, count in plan.data.shards.items() for i in range(count)]
+        self.heard = Heard(shards, encode, stack, without=repeats_a_test)
         precision = torch.bfloat16 if plan.distil.precision == "bf16" else torch.float32
         path = hub.fetch(base.part(BACKBONE))
         with GGUF(path) as gguf:
@@ -103,8 +107,14 @@ class ListenRun:
             table = self.llm.embed(torch.arange(self.llm.shape.vocab)).float()
         said = sorted({token for ids in (*self.heard.tokens, *tested.tokens) for token in ids})
         torch.manual_seed(plan.data.seed)
-        self.projector = torch_class(plan.projector.kind)(encoder.spec.dim, self.llm.shape.dim, None, **self.options)
-        self.rows = TokenRows(table, said, self.tokenizer.encode(BLANK)[0])
+        blank = self.tokenizer.encode(BLANK)[0]
+        own: dict[str, Any] = {}
+        if plan.projector.words:
+            self.options["words"] = 1 + len(said)
+            own["table"] = table[torch.tensor([blank, *said])].half().float()
+        make = torch_class(plan.projector.kind)
+        self.projector = make(encoder.spec.dim, self.llm.shape.dim, None, **self.options, **own)
+        self.rows = TokenRows.of(table, said, blank) if not own else TokenRows(self.projector.words, said)
         self.results: dict[str, Any] = {}
 
     def run(self) -> Path:
@@ -145,14 +155,16 @@ class ListenRun:
         def snapshot(step: int) -> None:
             found = {
                 "spoken": share(self.test.spoken(self._project, few)),
-                "token_errors": round(self.test.token_errors(self._project, self.rows, self.test.sentences[::3]), 4),
+                "token_errors": round(
+                    self.test.token_errors(self.projector.frames, self.rows, self.test.sentences[::3]), 4
+                ),
             }
             _say(f"{stage} {step}: {found}")
             self._write({stage: step})
 
         facts = {
             "stage": stage,
-            "projector": {"kind": self.plan.projector.kind, **self.options},
+            "projector": {"kind": self.plan.projector.kind, **self.options, "words": self.plan.projector.words},
             BACKBONE: self.llm.shape.fingerprint,
             "encoder": self.encoder_spec.fingerprint,
             "seed": recipe.seed,
@@ -185,6 +197,9 @@ class ListenRun:
             embeds: torch.Tensor = self.projector(features, lengths)
         return embeds
 
+    def _token_errors(self, numbers: Sequence[int]) -> float:
+        return round(self.test.token_errors(self.projector.frames, self.rows, numbers), 4)
+
     def _measure_all(self) -> None:
         """Every test question by every test voice, and without having heard it."""
         asked, found = self.test.asked, self.test.spoken(self._project, self.test.asked)
@@ -194,7 +209,9 @@ class ListenRun:
             by.setdefault(self.test.heard.utterances[i].voice, []).append(right)
         self.results["by_voice"] = {voice: share(each) for voice, each in by.items()}
         self.results["other_sound"] = share(self.test.spoken(self._project, asked[::3], shift=len(asked[::3]) // 2 + 1))
-        self.results["token_errors"] = round(self.test.token_errors(self._project, self.rows, self.test.sentences), 4)
+        self.results["token_errors"] = round(
+            self.test.token_errors(self.projector.frames, self.rows, self.test.sentences), 4
+        )
         _say(json.dumps(self.results, indent=1))
 
     def _write(self, taken: dict[str, int]) -> None:

@@ -59,27 +59,26 @@ class ListenStore:
         encoder: the frozen speech encoder.
         encode: the tokenizer's; it says which words are common.
         seed: of everything that is drawn.
+        mixture: of texts and voices (`spoken_sentences.MIXTURES`).
         say: takes a line about what is being made.
     """
 
-    def __init__(self, encoder: Any, encode: Callable[[str], list[int]], seed: int, say: Callable[[str], None]) -> None:
-        self.encoder, self.encode, self.seed, self.say = encoder, encode, seed, say
-        name = hashlib.sha256(f"{VERSION} {seed} {encoder.spec.fingerprint}".encode()).hexdigest()[:24]
+    def __init__(
+        self,
+        encoder: Any,
+        encode: Callable[[str], list[int]],
+        seed: int,
+        say: Callable[[str], None],
+        mixture: str = "broad",
+    ) -> None:
+        self.encoder, self.encode, self.seed, self.say, self.mixture = encoder, encode, seed, say, mixture
+        of = "" if mixture == "broad" else f"{mixture} "
+        name = hashlib.sha256(f"{of}{VERSION} {seed} {encoder.spec.fingerprint}".encode()).hexdigest()[:24]
         self.directory = hub.cache_dir("training") / f"listen-{name}"
 
     def shard(self, number: int) -> Shard:
         """A shard of the training half, made where it is not there yet."""
         return self._kept(f"{number:05d}", lambda: self._drawn(number))
-
-    def ready(self, most: int) -> list[Shard]:
-        """Those of the first `most` shards that are there, up to the first that is not."""
-        found = []
-        for number in range(most):
-            path = self.directory / f"{number:05d}.npy"
-            if not path.is_file():
-                break
-            found.append(Shard(path))
-        return found
 
     def test(self) -> Shard:
         """Test questions and held-out sentences by every test voice, every other one disturbed."""
@@ -89,7 +88,7 @@ class ListenStore:
         texts = Sentences(self.encode)
         for i in range(SHARD):
             rng = np.random.default_rng([self.seed, number, i])
-            yield texts.draw(rng), voices.draw(rng), rng
+            yield texts.draw(rng, mixture=self.mixture), voices.draw(rng, self.mixture), rng
 
     def _test(self) -> Iterator[tuple[Said, voices.Voice, np.random.Generator | None]]:
         rng = np.random.default_rng([self.seed, 1 << 20])

@@ -37,8 +37,10 @@ class AlignTask:
         self.drawn = Drawn(heard.frames, numbers, recipe.positions, heard.stack)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The projector, and the scale and the prior of the classes."""
-        parts = {"projector": self.projector, "rows": self.rows}
+        """The projector, and the scale and the prior of the classes, which are the projector's own where it has any."""
+        parts = {"projector": self.projector}
+        if self.projector.words is not self.rows.words:
+            parts["words"] = self.rows.words
         return {f"{part}.{name}": each for part, module in parts.items() for name, each in module.named_parameters()}
 
     def rate(self, name: str) -> float:
@@ -53,18 +55,18 @@ class AlignTask:
             yield dropped(batch, self.recipe.feature_dropout, rng)
 
     def project(self, batch: Batch) -> Tensor:
-        """[B, positions, dim] in float32."""
+        """[B, positions, dim] in float32, before it is read as words."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            embeds: Tensor = self.projector(batch.features, batch.lengths)
-        return embeds.float()
+            frames: Tensor = self.projector.frames(batch.features, batch.lengths)
+        return frames.float()
 
-    def aligned(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, float]:
+    def aligned(self, frames: Tensor, batch: Batch) -> tuple[Tensor, float]:
         """The loss of `objectives.align`."""
         said, others = [self.heard.tokens[i] for i in batch.numbers], None
         if self.recipe.others:
             rng = np.random.default_rng([self.recipe.seed, *batch.numbers[:8]])
             others = [int(i) for i in rng.integers(1, 1 + len(self.rows.tokens), size=self.recipe.others)]
-        return align(self.rows, embeds, said, pull=self.recipe.pull, others=others)
+        return align(self.rows, frames, said, pull=self.recipe.pull, others=others)
 
     def loss(self, batch: Batch) -> Loss:
         """Mean CTC loss per token."""
@@ -100,7 +102,9 @@ class DistilTask(AlignTask):
 
     def loss(self, batch: Batch) -> Loss:
         """Divergence from the teacher on answers, and the alignment."""
-        embeds = self.project(batch)
+        frames = self.project(batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            embeds = self.projector.read(frames)
         said = [self.heard.tokens[i] for i in batch.numbers]
         texts = [self.heard.utterances[i].text for i in batch.numbers]
         replies = [self.answers.of(text) for text in texts]
@@ -111,7 +115,7 @@ class DistilTask(AlignTask):
         )
         parts = {"distil": float(loss.detach())}
         if self.recipe.align:
-            aligned, _ = self.aligned(embeds, batch)
+            aligned, _ = self.aligned(frames, batch)
             parts["align"] = float(aligned.detach())
             loss = loss + self.recipe.align * aligned
         return Loss(loss, weight, int(rows.ids.size), parts)

@@ -71,8 +71,24 @@ def questions(split: Split, phrasings: int = 1, *, all_families: bool = False) -
 
 
 def things() -> list[str]:
-    """Everything that is asked about or answered, in either half: what a training vocabulary should know."""
-    return sorted({word for family in read() for item in family.items for word in item})
+    """Everything that is asked about or answered, in either half: what a training vocabulary should know. What is a
+    question as a whole is none of it."""
+    return sorted({word for family in read() for item in family.items for word in item if not _asks(word)})
+
+
+def repeats_a_test(text: str) -> bool:
+    """Whether a text holds a question of the test half as a whole."""
+    lower = text.lower()
+    return any(question in lower for question in _tests())
+
+
+@cache
+def _tests() -> tuple[str, ...]:
+    return tuple(each.question.lower().rstrip("?.") for each in questions("test", 3, all_families=True))
+
+
+def _asks(thing: str) -> bool:
+    return thing.split()[0] in ("What", "Which", "Who")
 
 
 @cache

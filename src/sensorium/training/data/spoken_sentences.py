@@ -17,8 +17,12 @@ import numpy as np
 
 from sensorium.training.data import spoken, spoken_questions
 
-SHARES = {"examples": 0.38, "phrases": 0.20, "about": 0.16, "questions": 0.14, "things": 0.12}
-"""How often each source is drawn."""
+MIXTURES: dict[str, dict[str, float]] = {
+    "broad": {"examples": 0.38, "phrases": 0.20, "about": 0.16, "questions": 0.14, "things": 0.12},
+    "words": {"lists": 0.55, "common": 0.25, "things": 0.20},
+}
+"""How often each source is drawn. A word must be heard some twenty times before it is known in another sentence, so
+there is a mixture that is rich in words and poor in sentences."""
 COMMON = 9000
 """Words of the vocabulary: the most frequent ones that are one token."""
 
@@ -40,6 +44,7 @@ _THING = (
     "{x} is what I mean.", "It is {x} and not {y}.", "First {x}, then {y}.", "What about {x}?", "Think of {x} and {y}.",
     "How do you spell {x}?", "Use {x} in a sentence.", "Not {x}, but {y}.", "Give me a sentence with {x}.",
 )  # fmt: skip
+_LEADS = ("Say", "It is", "The", "Now", "What about", "Not", "First", "And", "Is it", "Of", "With", "For", "In", "To")
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,18 @@ class Sentences:
             "about": self._noun,
             "questions": self._question,
             "things": self._thing,
+            "lists": self._list,
+            "common": lambda rng: self._phrase(rng, 3000),
         }
 
-    def draw(self, rng: np.random.Generator, split: spoken_questions.Split = "train") -> Said:
+    def draw(self, rng: np.random.Generator, split: spoken_questions.Split = "train", mixture: str = "broad") -> Said:
         """One text of a half; questions of the test half have their own place (`spoken_questions.questions`)."""
+        shares = MIXTURES[mixture]
         while True:
-            source = str(rng.choice(np.array(list(SHARES)), p=list(SHARES.values())))
+            source = str(rng.choice(np.array(list(shares)), p=list(shares.values())))
             text = self.sources[source](rng)
+            if spoken_questions.repeats_a_test(text):
+                continue
             if source == "questions" or (held_out(text) == (split == "test")):
                 return Said(text, source)
 
@@ -113,10 +123,15 @@ class Sentences:
         text = _one(self.examples, rng)
         return text[:1].upper() + text[1:].rstrip(".?!") + ("?" if text.endswith("?") else ".")
 
-    def _phrase(self, rng: np.random.Generator) -> str:
+    def _list(self, rng: np.random.Generator) -> str:
+        named = [_one(self._things, rng) for _ in range(int(rng.integers(2, 6)))]
+        text = f"{_one(_LEADS, rng)} {', '.join(named)}"
+        return text if rng.random() < 0.5 else text.replace(",", "") + "?."[int(rng.integers(2))]
+
+    def _phrase(self, rng: np.random.Generator, most: int = COMMON) -> str:
         size = int(rng.integers(2, 7))
-        chances = 1 / (1500 + np.arange(len(self.words)))
-        picked = rng.choice(len(self.words), size=size, p=chances / chances.sum())
+        chances = 1 / (1500 + np.arange(len(self.words[:most])))
+        picked = rng.choice(len(chances), size=size, p=chances / chances.sum())
         text = " ".join(self.words[int(i)] for i in picked)
         return (text[:1].upper() + text[1:] + ".") if rng.random() < 0.5 else text
 

@@ -37,8 +37,12 @@ _VARIANTS = (
     "pedro", "quincy", "rob", "robert", "sandro", "shelby", "steph", "travis", "victor", "zac",
 )  # fmt: skip
 _FLITE = ("rms", "kal16", "awb")
-SHARES: dict[Engine, float] = {"espeak": 0.70, "flite": 0.16, "hibari": 0.14}
-"""Of what training hears, by synthesiser: hibari's one voice is the most natural, and costs ten times as much."""
+SHARES: dict[str, dict[Engine, float]] = {
+    "broad": {"espeak": 0.70, "flite": 0.16, "hibari": 0.14},
+    "words": {"espeak": 0.82, "flite": 0.18},
+}
+"""Of what training hears, by mixture of texts and synthesiser: hibari's voice is the most natural and costs ten times
+as much."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,10 @@ TEST_VOICES = (
 """Voices that training never hears."""
 
 
-def draw(rng: np.random.Generator) -> Voice:
+def draw(rng: np.random.Generator, mixture: str = "broad") -> Voice:
     """A voice of the training half."""
-    engine: Engine = rng.choice(np.array(list(SHARES)), p=list(SHARES.values()))
+    shares = SHARES[mixture]
+    engine: Engine = rng.choice(np.array(list(shares)), p=list(shares.values()))
     if engine == "espeak":
         accent, variant = (pool[int(rng.integers(len(pool)))] for pool in (_ACCENTS, _VARIANTS))
         name = f"{accent}+{variant}" if variant else accent

@@ -13,46 +13,36 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from sensorium.projectors.stack import Words
 from sensorium.training.objectives.ctc import greedy_units
 
 CHUNK = 256
 """Frames that have logits at once."""
 
 
-class TokenRows(nn.Module):
-    """Frames [B, n, dim] -> logits [B, n, 1 + tokens]: minus half the squared distance to each row, times a scale.
+class TokenRows:
+    """Which class is which token; class 0 is the blank, class i is ``tokens[i - 1]``.
 
     Args:
-        table: the LLM's embedding table [vocab, dim], as it looks rows up.
-        tokens: the ids that may be said; class 0 is the blank, class i is ``tokens[i - 1]``.
-        blank: the id whose row stands for nothing; not one of `tokens`.
+        words: the rows, the blank's first.
+        tokens: ids of the others.
         product: dtype of the products with the table in `align`.
     """
 
-    rows: Tensor
-
-    blank: Tensor
-
-    def __init__(self, table: Tensor, tokens: list[int], blank: int, product: torch.dtype = torch.bfloat16) -> None:
-        super().__init__()
-        self.tokens, self.product = tokens, product
+    def __init__(self, words: Words, tokens: list[int], product: torch.dtype = torch.bfloat16) -> None:
+        self.words, self.tokens, self.product = words, tokens, product
         self.classes = {token: i for i, token in enumerate(tokens, start=1)}
-        rows = table[torch.tensor(tokens, dtype=torch.long)].float()
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("blank", table[blank].float().clone(), persistent=False)
-        self.prior = nn.Parameter(torch.zeros(()))  # of the blank
-        self.scale = nn.Parameter(torch.zeros(()))  # e^0: squared distances between rows are about 20 in SmolLM2
 
-    def forward(self, frames: Tensor) -> Tensor:
-        rows = torch.cat((self.blank[None], self.rows))
-        logits = self.scale.exp() * (frames.float() @ rows.T - 0.5 * rows.pow(2).sum(-1))
-        return torch.cat((logits[..., :1] + self.prior, logits[..., 1:]), dim=-1)
+    @classmethod
+    def of(cls, table: Tensor, tokens: list[int], blank: int, product: torch.dtype = torch.bfloat16) -> TokenRows:
+        """From the LLM's embedding table [vocab, dim], as it looks rows up, and the id whose row stands for nothing."""
+        return cls(Words(table[torch.tensor([blank, *tokens])]), tokens, product)
 
     def heard(self, frames: Tensor) -> list[list[int]]:
         """The token ids that are nearest to frames [B, n, dim], repeats merged and blanks dropped."""
-        return [[self.tokens[unit - 1] for unit in greedy_units(each)] for each in self(frames)]
+        return [[self.tokens[unit - 1] for unit in greedy_units(each)] for each in self.words(frames)]
 
 
 def align(
@@ -78,13 +68,13 @@ def align(
         The loss and the number of tokens.
     """
     classes = [[rows.classes[token] for token in ids] for ids in said]
-    kept = rows.rows
+    kept = rows.words.table
     if others is not None:
         among = sorted({*others, *(each for own in classes for each in own)} - {0})
         place = {each: i for i, each in enumerate(among, start=1)}
-        kept = rows.rows[torch.tensor(among) - 1]
+        kept = kept[torch.tensor([0, *among])]
         classes = [[place[each] for each in own] for own in classes]
-    loss: Tensor = _NearestRows.apply(frames, rows.blank, rows.prior, rows.scale, kept, rows.product, classes, pull)
+    loss: Tensor = _NearestRows.apply(frames, rows.words.prior, rows.words.scale, kept, rows.product, classes, pull)
     return loss, float(sum(map(len, said)))
 
 
@@ -100,17 +90,15 @@ class _NearestRows(torch.autograd.Function):
     def forward(
         ctx: Any,
         frames: Tensor,
-        blank: Tensor,
         prior: Tensor,
         log_scale: Tensor,
-        rows: Tensor,
+        table: Tensor,
         product: torch.dtype,
         classes: list[list[int]],
         pull: float,
     ) -> Tensor:
         count, length, _ = frames.shape
         number, scale = sum(map(len, classes)), float(log_scale.exp())
-        table = torch.cat((blank[None], rows))
         low = table.to(frames.dtype if frames.dtype == torch.float64 else product)
         half = 0.5 * table.pow(2).sum(-1)
         total, by_frame, by_prior, by_scale = 0.0, torch.empty_like(frames), 0.0, 0.0
@@ -136,15 +124,15 @@ class _NearestRows(torch.autograd.Function):
             by_prior += float((chances[:, 0] - shares[..., 0].flatten()).sum()) / number
             # of the scale's logarithm: what each logit is without the prior, by how much its probability should change
             expected = scale * ((f * means).sum() - (chances @ half).sum()) - (shares * chosen).sum()
-            by_scale += float(expected + prior * shares[..., 0].sum()) / number
-        ctx.save_for_backward(by_frame, torch.tensor(by_prior), torch.tensor(by_scale))
+            by_scale += float(expected + float(prior) * shares[..., 0].sum()) / number
+        ctx.save_for_backward(by_frame, torch.tensor([by_prior]), torch.tensor([by_scale]))
         return frames.new_tensor(total / number)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         frames, prior, scale = (each * grad for each in ctx.saved_tensors)
-        return frames, None, prior.to(grad.dtype), scale.to(grad.dtype), None, None, None, None
+        return frames, prior.to(grad.dtype), scale.to(grad.dtype), None, None, None, None
 
 
 def _columns(classes: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[int]]]:
