@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,14 @@ from sensorium.composition import FILE, MANIFEST, Composition, file_sha256
 from sensorium.encoders.whisper import WhisperEncoder
 from sensorium.encoders.whisper_parts import PARTS
 from sensorium.errors import SensoriumError
+from sensorium.hub.progress import say
 from sensorium.model import Model
 from sensorium.projectors.spec import find, torch_class
 from sensorium.seams import BACKBONE
 from sensorium.training import checkpoint
 from sensorium.training.backbone import digest_frozen, load_llama
 from sensorium.training.data.spoken_questions import repeats_a_test
+from sensorium.training.failures import in_a_sentence
 from sensorium.training.listen_answers import Answers, answered
 from sensorium.training.listen_export import export_listen
 from sensorium.training.listen_heard import Heard
@@ -36,7 +37,7 @@ from sensorium.training.listen_store import ListenStore, Utterance
 from sensorium.training.listen_task import AlignTask, DistilTask
 from sensorium.training.loop import train_loop
 from sensorium.training.objectives.align import TokenRows
-from sensorium.training.output import RECIPE, output_of
+from sensorium.training.output import check_same, going_on, held, keep_recipe, output_of, show_recipe
 from sensorium.training.overrides import read
 from sensorium.training.processes import StopRequest
 
@@ -59,15 +60,17 @@ def train_listen(recipe: Path | ListenRecipe, overrides: Sequence[str] = (), res
         KeyboardInterrupt: the run was interrupted; a checkpoint was written if a step had been taken.
     """
     plan = recipe if isinstance(recipe, ListenRecipe) else read_recipe(recipe, overrides)
-    output = output_of(plan.output, resume, [f"{stage}/{checkpoint.FILE}" for stage in STAGES])
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / RECIPE).write_text(plan.dump(), encoding="utf-8")
-    except OSError as error:
-        raise SensoriumError(f"The output {output} cannot be written ({error.strerror}); choose another.") from None
-    torch.set_num_threads(physical_cores())
-    torch.manual_seed(plan.data.seed)
-    return ListenRun(plan, output, resume is not None).run()
+    file = recipe if isinstance(recipe, Path) else None
+    checkpoints = [f"{stage}/{checkpoint.FILE}" for stage in STAGES]
+    output = output_of(plan.output, resume, checkpoints)
+    if resume:
+        check_same(output, plan, file, overrides)
+    with held(output), going_on(file, overrides, output, checkpoints), in_a_sentence(output):
+        keep_recipe(output, plan.dump())
+        show_recipe(output, plan)
+        torch.set_num_threads(physical_cores())
+        torch.manual_seed(plan.data.seed)
+        return ListenRun(plan, output, resume is not None).run()
 
 
 class ListenRun:
@@ -91,8 +94,8 @@ class ListenRun:
         encoder = WhisperEncoder(plan.encoder.removeprefix("whisper-"), hub.fetch(self.encoder_part), physical_cores())
         self.encoder_spec = encoder.spec
         encode = self.tokenizer.encode
-        stores = {name: ListenStore(encoder, encode, plan.data.seed, _say, name) for name in plan.data.shards}
-        store = ListenStore(encoder, encode, plan.data.seed, _say)
+        stores = {name: ListenStore(encoder, encode, plan.data.seed, say, name) for name in plan.data.shards}
+        store = ListenStore(encoder, encode, plan.data.seed, say)
         self.options = find(plan.projector.kind).filled(plan.projector.options)
         stack = self.options["stack"]
         shards = [stores[name].shard(i) for name, count in plan.data.shards.items() for i in range(count)]
@@ -120,7 +123,7 @@ class ListenRun:
     def run(self) -> Path:
         """Both stages, then the measurements and the composition."""
         learnt = sum(parameter.numel() for parameter in self.projector.parameters())
-        _say(
+        say(
             f"Training {self.plan.name}: {learnt / 1e6:.1f} M parameters, {len(self.heard)} utterances "
             f"({self.heard.left_out} left out), {len(self.rows.tokens)} tokens, test: {len(self.test.asked)} questions"
         )
@@ -129,7 +132,7 @@ class ListenRun:
         self.results["read"] = share(list(read.values()))
         few = self.test.subset(FEW)
         self.results["untrained"] = share(self.test.spoken(self._project, self.test.asked[::3]))
-        _say(f"Read: {self.results['read']}; untrained projector: {self.results['untrained']}")
+        say(f"Read: {self.results['read']}; untrained projector: {self.results['untrained']}")
         taken = {}
         with StopRequest() as stopping:
             for stage in STAGES:
@@ -138,7 +141,7 @@ class ListenRun:
             raise SensoriumError("The language model changed, which is frozen; this is a bug, please report it.")
         self._measure_all()
         self._write(taken)
-        _say(f"Trained composition: {self.output / 'composition'}")
+        say(f"Trained composition: {self.output / 'composition'}")
         return self.output / "composition"
 
     def _stage(self, stage: str, few: list[int], stopping: Any) -> int:
@@ -150,7 +153,7 @@ class ListenRun:
         def report(p: Any) -> None:
             parts = "  ".join(f"{name} {value:.3f}" for name, value in p.parts.items())
             speed = f"{p.tokens_per_s:.0f} positions/s  {p.minutes:.1f} min"
-            _say(f"{stage} {p.step:5d}  loss {p.loss:.4f}  {parts}  {speed}")
+            say(f"{stage} {p.step:5d}  loss {p.loss:.4f}  {parts}  {speed}")
 
         def snapshot(step: int) -> None:
             found = {
@@ -159,7 +162,7 @@ class ListenRun:
                     self.test.token_errors(self.projector.frames, self.rows, self.test.sentences[::3]), 4
                 ),
             }
-            _say(f"{stage} {step}: {found}")
+            say(f"{stage} {step}: {found}")
             self._write({stage: step})
 
         facts = {
@@ -181,13 +184,11 @@ class ListenRun:
     def _distil(self) -> DistilTask:
         data = self.plan.data
         texts = to_answer(self.heard.utterances)[: data.answers]
-        given = answered(self.model, self.prompt, texts, data.answer_tokens, _say)
+        given = answered(self.model, self.prompt, texts, data.answer_tokens, say)
         answers = Answers(given, self.tokenizer.encode, data.repeat)
         utterances = self.heard.utterances
         numbers = [i for i, each in enumerate(utterances) if each.text in given or each.source != "phrases"]
-        _say(
-            f"Distillation: {len(numbers)} utterances, {sum(each.text in given for each in utterances)} with an answer"
-        )
+        say(f"Distillation: {len(numbers)} utterances, {sum(each.text in given for each in utterances)} with an answer")
         return DistilTask(
             self.projector, self.rows, self.heard, numbers, self.plan.distil, self.llm, self.prompt, answers
         )
@@ -212,7 +213,7 @@ class ListenRun:
         self.results["token_errors"] = round(
             self.test.token_errors(self.projector.frames, self.rows, self.test.sentences), 4
         )
-        _say(json.dumps(self.results, indent=1))
+        say(json.dumps(self.results, indent=1))
 
     def _write(self, taken: dict[str, int]) -> None:
         """The base composition with the speech encoder and its projector beside what it has."""
@@ -269,8 +270,3 @@ def to_answer(utterances: Iterable[Utterance]) -> list[str]:
         if each.source in ("about", "questions", "things") or (each.source == "examples" and i % 3 == 0):
             texts[each.text] = None
     return list(texts)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
