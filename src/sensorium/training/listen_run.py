@@ -172,10 +172,9 @@ class ListenRun:
             "encoder": self.encoder_spec.fingerprint,
             "seed": recipe.seed,
         }
-        limits: Any = recipe  # has what the loop reads of any recipe
         again = self.resume and (directory / checkpoint.FILE).is_file()
         return train_loop(
-            task, limits, directory, resume=again, facts=facts, stopping=stopping, report=report, snapshot=snapshot
+            task, recipe, directory, resume=again, facts=facts, stopping=stopping, report=report, snapshot=snapshot
         )
 
     def _align(self) -> AlignTask:

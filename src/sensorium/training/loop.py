@@ -28,6 +28,7 @@ from sensorium.training.logs.line import Progress
 from sensorium.training.processes import StopRequest
 from sensorium.training.recipe import TrainRecipe
 from sensorium.training.sharding import divided
+from sensorium.training.values import Limits
 
 __all__ = ["LOG", "Loss", "Positioned", "Progress", "Task", "make_optimizer", "schedule", "share", "train_loop"]
 
@@ -83,7 +84,7 @@ class Positioned(Protocol):
         """Go on from the positions of all processes of the run that wrote them, by rank."""
 
 
-def make_optimizer(task: Task, recipe: TrainRecipe) -> torch.optim.AdamW:
+def make_optimizer(task: Task, recipe: TrainRecipe | Limits) -> torch.optim.AdamW:
     """AdamW with one group per learning rate, divided tensors apart from whole ones."""
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, tensor in task.tensors().items():
@@ -113,7 +114,7 @@ def schedule(step: int, done: float, warmup: int, kind: str = "cosine") -> float
 
 def train_loop(
     task: Task,
-    recipe: TrainRecipe,
+    recipe: TrainRecipe | Limits,
     output: Path,
     *,
     rank: int = 0,

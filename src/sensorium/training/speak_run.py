@@ -111,10 +111,9 @@ def _run(plan: SpeakRecipe, output: Path, resume: bool) -> None:
     frozen = digest_frozen(projector)
     begun = checkpoint.check(output, facts) if resume else 0
     with StopRequest() as stopping:
-        limits: Any = plan.train  # has what the loop reads of any recipe
         steps = train_loop(
             task,
-            limits,
+            plan.train,
             output,
             resume=resume,
             facts=facts,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -29,6 +31,34 @@ class Strict(BaseModel):
             if bool not in kinds and {int, float} & kinds:
                 raise PydanticCustomError("int_type" if int in kinds else "float_type", "true and false are no numbers")
         return value
+
+
+class Limits(Strict):
+    """How long and how fast a projector of speech learns; the names are those that `loop.train_loop` reads."""
+
+    steps: Count
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Rate
+    warmup: Annotated[int, Field(ge=0, lt=2**31)] = 50
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    weight_decay: Share = 0.01
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: Seed = 0
+    checkpoint_every: Count = 250
+    log_every: Count = 20
+
+
+class Run(Strict):
+    """What a recipe of any kind that trains a projector of speech says first."""
+
+    name: Name
+    composition: Text
+    output: Text
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML, as it is saved with the run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def _kinds(annotation: Any) -> set[Any]:
