@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPS = 1e-5
+FOCUS = 1.1
+"""The LLM reads one word better than a mean of several: of the same sounds it answered 49 % of questions right at e^0,
+58 % at e^0.5 and 60 % at e^1.4."""
 
 
 def stacked(features: Tensor, stack: int) -> Tensor:
@@ -65,6 +68,7 @@ class Words(nn.Module):
         self.register_buffer("table", table.float())
         self.prior = nn.Parameter(torch.ones(1))  # of the first row
         self.scale = nn.Parameter(torch.zeros(1))  # e^0: squared distances between rows are about 20 in SmolLM2
+        self.focus = nn.Parameter(torch.full((1,), FOCUS))
 
     def forward(self, frames: Tensor) -> Tensor:
         """[..., dim] -> logits [..., words]: minus half the squared distance to each row, times a scale."""
@@ -72,8 +76,8 @@ class Words(nn.Module):
         return torch.cat((near[..., :1] + self.prior, near[..., 1:]), dim=-1)
 
     def mean(self, frames: Tensor) -> Tensor:
-        """[..., dim] -> the mean row [..., dim] under the softmax of the logits."""
-        return torch.softmax(self(frames), dim=-1) @ self.table
+        """[..., dim] -> the mean row [..., dim] under a softmax that is e^focus as sharp as the logits are."""
+        return torch.softmax(self.focus.exp() * self(frames), dim=-1) @ self.table
 
 
 class StackProjector(nn.Module):
