@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,58 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path's own raises for such a name)
 
 
-def check_output(path: Path, option: str) -> None:
-    """Raise UsageError for a file that could not be written, before the work is done whose result it would hold."""
+def output_file(given: Path, option: str, ending: str = "") -> Path:
+    """Where a result will be written: links followed, ``~`` expanded.
+
+    Raises UsageError for a file that could not be written, before the work is done whose result it would hold.
+
+    Args:
+        given: as the user gave it.
+        option: what gave it.
+        ending: what the name must end with, such as ".wav", where it ends with anything.
+    """
+    path = expanded(given)
+    if os.path.islink(path):  # noqa: PTH114
+        path = Path(os.path.realpath(path))
     above = next(place for place in path.absolute().parents if os.path.exists(place))  # noqa: PTH110 (odd names)
-    if os.path.isdir(path):  # noqa: PTH112
+    if str(given) == "-":
+        reason = "standard output takes text alone"
+    elif os.path.isdir(path):  # noqa: PTH112
         reason = "it is a directory"
-    elif os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+    elif os.path.islink(path):  # noqa: PTH114
+        reason = "it is a link that leads to itself"
+    elif _special(expanded(given)) or (os.path.exists(path) and not os.path.isfile(path)):  # noqa: PTH110, PTH113
         reason = "it is no regular file"
+    elif ending and path.suffix.lower() not in ("", ending):
+        reason = f"what is written is {ending.removeprefix('.').upper()}; name it {path.stem}{ending}"
     elif not above.is_dir():
         reason = f"{above} is no directory"
-    elif not os.access(above, os.W_OK):
-        reason = f"you may not write into {above}"
+    elif reason := _unwritable(above, path):
+        pass
     else:
-        return
-    raise UsageError(f"{option} {path} cannot be written ({reason}); give another file.")
+        return path
+    raise UsageError(f"{option} {given} cannot be written ({reason}); give another file.")
+
+
+def _special(path: Path) -> bool:
+    """Whether a name is one of the system's own, such as /dev/stdout, which may lead to a regular file."""
+    first = Path(os.path.abspath(path)).parts[1:2]  # noqa: PTH100 (links stay)
+    return first in (("dev",), ("proc",), ("sys",)) and not str(path).startswith("/dev/shm/")
+
+
+def _unwritable(above: Path, path: Path) -> str:
+    """Why no file can be made, by trying; an empty text where it can. Permissions mean little to root."""
+    if not os.access(above, os.W_OK):
+        return f"you may not write into {above}"
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+        os.stat(above / path.name)  # noqa: PTH116 (a name that is too long for this file system)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return ""
 
 
 def check_model(model: object) -> None:

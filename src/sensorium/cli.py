@@ -54,7 +54,7 @@ def ask(
     """Answer a question, written or spoken, about pictures if there are any."""
     from sensorium.tasks.ask import question
 
-    cli_speak.check(speak, cascade)
+    speak = cli_speak.spoken_file(speak, cascade)
 
     options = sampling(max_tokens, temperature, seed)
     if ignore_end:  # for benchmarks, which compare equal numbers of tokens

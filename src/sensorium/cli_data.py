@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sensorium import console
-from sensorium.arguments import check_output
+from sensorium.arguments import output_file
 from sensorium.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def card(
 
     if output.suffix.lower() != ".md":
         raise UsageError(f"-o {output} must end in .md; the contact sheet stands beside it as .png.")
-    check_output(output, "-o")
+    output = output_file(output, "-o")
     readers = _open(paths, format_, media)
     with _progress("Reading") as seen:
         written = write_card(readers, output, progress=seen)

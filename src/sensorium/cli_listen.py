@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sensorium import cli_media, cli_speak, console
-from sensorium.arguments import check_output
+from sensorium.arguments import output_file
 from sensorium.cli_options import JsonOption, MaxTokens, ModelOption, Seed, Temperature, sampling, start
 from sensorium.errors import SensoriumError, UsageError
 
@@ -53,7 +53,7 @@ def listen(
 
     options = sampling(max_tokens, temperature, seed)
     if output is not None:
-        check_output(output, "-o")
+        output = output_file(output, "-o", ".wav")
     elif cascade and not play:
         raise UsageError("--cascade is about how an answer is said; give -o OUT.wav or --play as well.")
     cli_media.check([file, *attach], cli_media.sound)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sensorium import console
-from sensorium.arguments import check_output
+from sensorium.arguments import output_file
 from sensorium.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT.wav", help="The WAV file to write.")]
 Speak = Annotated[Path | None, typer.Option("--speak", metavar="OUT.wav", help="Say the answer into a WAV file, too.")]
 CascadeOption = Annotated[
-    bool, typer.Option("--cascade", help="With --speak: say the text, without the output projector.")
+    bool, typer.Option("--cascade", help="Say the text of the answer, without the output projector.")
 ]
 
 
@@ -42,9 +42,9 @@ def speak(
     from sensorium.tasks.speak import speak as task
     from sensorium.tasks.speak import wav_file
 
-    check_output(output, "-o")
+    target = output_file(output, "-o", ".wav")
     generator = generators.create("hibari")
-    with wav_file(output, generator.rate) as sink:
+    with wav_file(target, generator.rate) as sink:
         seconds = task(generator, text, sink)
     if as_json:
         said = generator.spelled(generator.units_of(text))
@@ -52,12 +52,13 @@ def speak(
         console.write_json(facts)
 
 
-def check(output: Path | None, cascade: bool) -> None:
-    """Raise UsageError for a file that could not be written, or `--cascade` without a file."""
-    if output is not None:
-        check_output(output, "--speak")
-    elif cascade:
+def spoken_file(given: Path | None, cascade: bool) -> Path | None:
+    """Where an answer is said. Raises UsageError for a file that could not be written, or `--cascade` without one."""
+    if given is not None:
+        return output_file(given, "--speak", ".wav")
+    if cascade:
         raise UsageError("--cascade is about how an answer is said; give --speak OUT.wav as well.")
+    return None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sensorium import console
-from sensorium.arguments import check_output
+from sensorium.arguments import output_file
 from sensorium.errors import SensoriumError, UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def subtitle(
     from sensorium.tasks.subtitle import subtitle as task
 
     check_ending(output)
-    check_output(output, "-o")
+    output = output_file(output, "-o")
     transcriber, source = _start(file, model, language)
     with console.counting("Transcribing") as progress:
         cues = task(source, transcriber, progress=progress)

@@ -7,11 +7,16 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from sensorium.errors import SensoriumError
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 class Unwritable(Exception):
@@ -114,7 +119,8 @@ def complain(sentence: str) -> None:
 
 
 def guard(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code: 0 done, 1 the work failed, 2 the call is wrong, 130 interrupted.
+    """Run a command and return its exit code: 0 done, 1 the work failed, 2 the call is wrong, 130 interrupted, 143
+    terminated (what was begun is cleaned up first).
 
     Whatever happens, standard error gets one sentence and no traceback, unless SENSORIUM_DEBUG is set.
     """
@@ -127,12 +133,17 @@ def guard(command: Callable[[], int]) -> int:
         sys.stdout.reconfigure(errors="replace")
     stdout = sys.stdout
     sys.stdout = cast(TextIO, Output(stdout))
+    before = None
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        before = signal.signal(signal.SIGTERM, _terminated)
     try:
         code = command()
         write("")
         return code
     except KeyboardInterrupt:
         return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
     except SensoriumError as error:
         complain(str(error))
         return error.exit_code
@@ -154,6 +165,13 @@ def guard(command: Callable[[], int]) -> int:
         return 1
     finally:
         sys.stdout = stdout
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Unwind as Ctrl-C does, so that files that were begun are removed."""
+    raise SystemExit(128 + number)
 
 
 def _silence_stdout() -> None:

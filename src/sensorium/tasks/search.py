@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sensorium import hub
-from sensorium.arguments import check_output
+from sensorium.arguments import output_file
 from sensorium.errors import SensoriumError, UsageError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _lock_of(place: Path) -> Path:
 
 def _check_place(place: Path) -> None:
     """Refuse what cannot be written, a directory that is not there, and to write an index over what is none."""
-    check_output(place, "--index")
+    output_file(place, "--index")
     if not place.absolute().parent.is_dir():
         raise UsageError(f"--index {place} cannot be written ({place.parent} does not exist); make that directory.")
     try:
