@@ -282,3 +282,92 @@ def test_a_missing_synthesiser_is_a_sentence(monkeypatch):
     monkeypatch.setattr(voices.shutil, "which", lambda name: None)
     with pytest.raises(SensoriumError, match="voices of flite; apt-get install flite"):
         voices.Voice("flite", "slt").say("Hello.")
+
+
+class FakeEncoder:
+    """One frame of 20 ms, DIM wide, holding how loud it is."""
+
+    class spec:
+        fingerprint = "fake"
+
+    def encode(self, sounds):
+        blocks = [np.abs(sound[: len(sound) // 320 * 320]).reshape(-1, 320) for sound in sounds]
+        return [np.repeat(block.mean(axis=1)[:, None], DIM, axis=1) for block in blocks]
+
+
+def test_a_store_is_made_once_and_alike_and_grows(tmp_path, monkeypatch):
+    from sensorium.training import listen_store
+    from sensorium.training.data import spoken_sentences
+
+    monkeypatch.setattr(listen_store, "SHARD", 6)
+    monkeypatch.setattr(listen_store.hub, "cache_dir", lambda name: tmp_path / name)
+    monkeypatch.setattr(spoken_sentences.spoken, "words", lambda: ["apple", "house", "tree"])
+    monkeypatch.setattr(spoken_sentences.spoken, "nouns", lambda: ["apple", "house", "tree"])
+    monkeypatch.setattr(spoken_sentences.spoken, "glosses", lambda: ['x; "the house has a tree"'])
+    said: list[str] = []
+
+    def say(voice: voices.Voice, text: str) -> np.ndarray:
+        said.append(text)
+        if len(said) == 2:
+            raise SensoriumError("espeak-ng said nothing for it; leave the text out.")
+        return np.sin(np.arange(400 * len(text)) / 20).astype(np.float32)
+
+    monkeypatch.setattr(voices.Voice, "say", say)
+    store = listen_store.ListenStore(FakeEncoder(), lambda text: [len(text)], 0, lambda line: None, "words")
+    first, second = store.shard(0), store.shard(1)
+    assert len(first.utterances) == 5  # what could not be said is left out
+    assert len(second.utterances) == 6
+    assert not any(spoken_questions.repeats_a_test(text) for text in said)
+    assert sum(len(first.heard(each)) for each in first.utterances) == len(first.features)
+    assert store.shard(0).utterances == first.utterances
+    assert len(said) == 12  # nothing was said again
+    second.path.unlink()
+    again = store.shard(1)
+    assert again.utterances == second.utterances
+    np.testing.assert_array_equal(again.features, second.features)
+
+
+def test_a_text_is_answered_by_the_llm_by_what_is_right_and_by_itself():
+    from sensorium.training.listen_answers import REPEAT, Answers
+    from sensorium.training.listen_prompt import Reply
+
+    def spell(text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    asked = spoken_questions.questions("train")[0]
+    answers = Answers({asked.question: [1, 2], "A tree.": [3]}, spell, repeat=0.0)
+    assert answers.of(asked.question) == [Reply((1, 2)), Reply(tuple(spell(asked.answer)))]
+    assert answers.of("A tree.") == [Reply((3,))]
+    assert answers.of("Not answered.") == [Reply(tuple(spell("Not answered.")), tuple(spell(REPEAT)))]
+    test = spoken_questions.questions("test")[0]
+    assert spoken_questions.repeats_a_test(f"Tell me: {test.question}")
+    assert test.question not in answers.right
+
+
+def test_the_answer_that_is_chosen_is_the_most_probable_one(tmp_path, task):
+    from sensorium.backbones.gguf import GGUF
+    from sensorium.backbones.spec import spec_from_gguf
+    from sensorium.backbones.tokenizer import Tokenizer
+    from sensorium.training.backbone import load_llama
+    from sensorium.training.listen_measure import ListenTest, share
+    from sensorium.training.listen_prompt import ListenPrompt, Reply
+    from sensorium.training.objectives.cross_entropy import cross_entropy
+    from sensorium.training.objectives.forward import hidden_states
+
+    tiny.write_gguf(tmp_path / "llm.gguf", np.random.default_rng(0))
+    with GGUF(tmp_path / "llm.gguf") as gguf:
+        llm, tokenizer = load_llama(gguf, spec_from_gguf(gguf), None, torch.float32), Tokenizer.from_gguf(gguf)
+    prompt = ListenPrompt(tokenizer)
+    test = ListenTest(task[1], llm, prompt, tokenizer.encode)
+    embeds = torch.randn(2, 3, llm.shape.dim)
+    choices = [Reply((5, 6)), Reply((7,)), Reply((8, 9, 10))]
+    found = test._answers(embeds, prompt.rows(3, [choices, choices[::-1]]))
+    scores = []
+    for row, replies in enumerate((choices, choices[::-1])):
+        for reply in replies:
+            rows = prompt.rows(3, [[reply]])
+            at, position, target, _ = rows.targets()
+            hidden = hidden_states(llm, embeds[row : row + 1], rows)[at, position]
+            scores.append(-float(cross_entropy(llm, hidden, torch.from_numpy(target)).sum()))
+    assert found == [int(np.argmax(scores[:3])), int(np.argmax(scores[3:]))]
+    assert share([True, False, True, True])["n"] == 4
