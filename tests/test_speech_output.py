@@ -408,3 +408,16 @@ def test_a_growing_text_is_spelt_letter_by_letter():
     )
     assert whole[2][-1] == CODES - 1  # a letter that is not known
     assert not (whole[3] > CODES // 2).any()  # a token without text
+
+
+def test_no_letter_is_left_out_without_a_word(capsys, tmp_path):
+    hibari = generators.create("hibari")
+    word = "supercalifragilistic"
+    assert len(hibari.units_of(word * 20)) > 0.9 * len(hibari.units_of(" ".join([word] * 20)))
+    assert " " not in hibari.spelled(hibari.units_of("antidisestablishmentarianism"))
+    assert hibari.unsaid("Hello 日本 there, café") == ["日本"]
+
+    from sensorium.cli import run
+
+    assert run(["speak", "Hello 日本 there", "-o", str(tmp_path / "x.wav")]) == 0
+    assert "no sound for 日本; the rest was said" in capsys.readouterr().err

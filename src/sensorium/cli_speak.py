@@ -46,6 +46,8 @@ def speak(
     generator = generators.create("hibari")
     with wav_file(target, generator.rate) as sink:
         seconds = task(generator, text, sink)
+    if unsaid := generator.unsaid(text):
+        console.complain(f"The voice has no sound for {', '.join(unsaid)}; the rest was said.")
     if as_json:
         said = generator.spelled(generator.units_of(text))
         facts = {"file": str(output), "duration_s": round(seconds, 3), "rate": generator.rate, "phonemes": said}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ first is what a listener waits for: cut at 24 units instead of 80, a recogniser 
 PAUSES = {"sentence": 0.30, "clause": 0.14, "word": 0.02}
 """Seconds of silence that are left behind a chunk, by what it ends with."""
 QUIET = 1e-3
+_LONG_WORD = re.compile(r"\w{30}(?=\w)")
 _MARGIN_S = 0.01
 
 
@@ -58,10 +60,15 @@ class Hibari:
         self.space = self._numbers[" "]
 
     def units_of(self, text: str) -> list[int]:
-        """Units of a text: sentence by sentence, a space between."""
-        with self._lock:
-            spoken = " ".join(" ".join(self._tts.phonemize(text)).split())
+        """Units of a text: sentence by sentence, a space between. What it has no sound for is left out (`unsaid`)."""
+        with self._lock:  # hibari cuts words that are longer than any it knows
+            spoken = " ".join(" ".join(self._tts.phonemize(_LONG_WORD.sub(r"\g<0> ", text))).split())
         return [self._numbers[symbol] for symbol in spoken if symbol in self._numbers]
+
+    def unsaid(self, text: str) -> list[str]:
+        """The words of a text that have no sound here, such as those in another script; each once."""
+        odd = (word for word in text.split() if any(c.isalnum() for c in word) and not word.isascii())
+        return [word for word in dict.fromkeys(odd) if not self.units_of(word)]
 
     def spelled(self, units: Sequence[int]) -> str:
         """The phonemes as a text."""
