@@ -29,7 +29,7 @@ first is what a listener waits for: cut at 24 units instead of 80, a recogniser 
 PAUSES = {"sentence": 0.30, "clause": 0.14, "word": 0.02}
 """Seconds of silence that are left behind a chunk, by what it ends with."""
 QUIET = 1e-3
-_LONG_WORD = re.compile(r"\w{30}(?=\w)")
+_LONG_WORD, _PIECE = re.compile(r"\w{31,}"), re.compile(r"\w{20}(?=\w)")
 _MARGIN_S = 0.01
 
 
@@ -61,8 +61,9 @@ class Hibari:
 
     def units_of(self, text: str) -> list[int]:
         """Units of a text: sentence by sentence, a space between. What it has no sound for is left out (`unsaid`)."""
-        with self._lock:  # hibari cuts words that are longer than any it knows
-            spoken = " ".join(" ".join(self._tts.phonemize(_LONG_WORD.sub(r"\g<0> ", text))).split())
+        text = _LONG_WORD.sub(lambda word: _PIECE.sub(r"\g<0> ", word[0]), text)  # hibari leaves the rest of them out
+        with self._lock:
+            spoken = " ".join(" ".join(self._tts.phonemize(text)).split())
         return [self._numbers[symbol] for symbol in spoken if symbol in self._numbers]
 
     def unsaid(self, text: str) -> list[str]:
