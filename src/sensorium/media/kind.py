@@ -77,7 +77,7 @@ _MP3_RATES = {
     3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_MP3_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+MP3_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 
 
 def kind_of(data: bytes) -> Kind:
@@ -163,7 +163,7 @@ def _is_mp3(data: bytes) -> bool:
     if version == 1 or not 0 < rate < 15 or hertz == 3:
         return False
     bits = _MP3_RATES[3 if version == 3 else 2][rate] * 1000
-    length = (144 if version == 3 else 72) * bits // _MP3_HZ[version][hertz] + (data[2] >> 1 & 1)
+    length = (144 if version == 3 else 72) * bits // MP3_HZ[version][hertz] + (data[2] >> 1 & 1)
     return len(data) <= length + 1 or (data[length] == 0xFF and data[length + 1] >= 0xE0)
 
 

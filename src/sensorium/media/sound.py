@@ -18,6 +18,7 @@ from sensorium.errors import SensoriumError, install
 from sensorium.media.containers.base import CUT_OFF, DAMAGED, Broken
 from sensorium.media.kind import sniff
 from sensorium.media.limits import Limits
+from sensorium.media.whole import check_whole, mp3_seconds
 
 _DEMUXERS = {
     "WAV": "wav",
@@ -44,6 +45,13 @@ _MAX_PACKET = 32 << 20
 _GAP = 0.1  # seconds without sound that are no rounding of timestamps
 _UNTIMED = ("wav", "flac", "mp3", "aac")  # formats that cannot leave anything out: a gap is a loss
 _RESYNCING = ("mp3", "aac")  # streams that may be cut anywhere, as radios and phones do: half a packet at the ends
+_LOSS = {  # (seconds, share) of a declared length that may be missing, the larger of both; MP4 has its own timeline
+    "wav": (0.05, 0.0),
+    "flac": (0.05, 0.0),
+    "mp3": (0.5, 0.005),
+    "matroska": (0.5, 0.02),
+    "mov": (1.0, 0.1),
+}
 _SCALES = {"u1": 1 / 128, "i2": 1 / 32768, "i4": 1 / 2147483648, "i8": 1 / 9223372036854775808}
 
 
@@ -66,6 +74,7 @@ class Sound:
     Attributes:
         format: "WAV", "MP3", ...
         declared: seconds as the header has it, for progress bars; 0 where it says nothing.
+        promised: seconds that the file must hold to be whole; 0 for a header that does not commit itself.
 
     Raises:
         SensoriumError: the file holds no sound that can be read; one sentence.
@@ -83,9 +92,10 @@ class Sound:
         with self._sentences():
             self._container = self._open(handle)
             self._stream = self._track()
+        self._handle = handle
+        self.promised = self._promised(head)
         declared = self._stream.duration * self._stream.time_base if self._stream.duration else 0
-        if self._demuxer == "wav":
-            declared = _wav_seconds(head)
+        declared = self.promised if self._demuxer == "wav" else self.promised or declared
         self.declared = float(declared) if 0 < declared <= limits.max_seconds else 0.0
 
     def close(self) -> None:
@@ -100,18 +110,34 @@ class Sound:
             SensoriumError: the file is damaged, cut off or over a limit, or there is no sample in it.
         """
         with self._sentences():
+            check_whole(self._handle, self._demuxer)
             seconds = 0.0
             for samples, rate in self._decoded():
                 seconds += len(samples) / rate
                 if seconds > self._limits.max_seconds:
                     self._too_long()
                 yield samples, rate
+            some, share = _LOSS.get(self._demuxer, (0.0, 0.0))
+            if seconds < self.promised - max(some, share * self.promised):
+                digits = 1 if self.promised - seconds >= 0.2 else 2
+                told, held = f"{self.promised:.{digits}f}", f"{seconds:.{digits}f}"
+                raise Broken(f"{CUT_OFF} (it declares {told} seconds and holds {held})")
             if not seconds:
                 raise SensoriumError(f"{self._label} holds a sound of no length; give one with something to hear.")
-            # FLAC and WAV declare their length exactly, MP4 that of its own timeline
-            least = self.declared - 0.05 if self._demuxer in ("wav", "flac") else 0.9 * self.declared - 1
-            if self._demuxer in ("wav", "flac", "mov") and seconds < least:
-                raise Broken(f"{CUT_OFF} (it declares {self.declared:.1f} seconds and holds {seconds:.1f})")
+
+    def _promised(self, head: bytes) -> float:
+        """See `promised`. The length of an MP3 file without "Xing" is FFmpeg's guess, and that of a Matroska file with
+        pictures is theirs, too."""
+        if self._demuxer == "wav":
+            return _wav_seconds(head)
+        if self._demuxer == "mp3":
+            return mp3_seconds(self._handle)
+        if self._demuxer == "matroska" and len(self._container.streams) == 1:
+            begin = max(0, self._container.start_time or 0)
+            return max(0, (self._container.duration or 0) - begin) / int(pyav().time_base)
+        if self._demuxer in ("flac", "mov") and self._stream.duration:
+            return float(self._stream.duration * self._stream.time_base)
+        return 0.0
 
     def _open(self, handle: IO[bytes]) -> Any:
         def refuse(*_: Any) -> NoReturn:
@@ -231,7 +257,7 @@ class Sound:
             raise SensoriumError(f"{self._label} does not fit into the memory of this machine; shorten it.") from error
         except Exception as error:
             clause = str(error) if isinstance(error, Broken) else "is damaged or of an unusual kind"
-            article = "an" if self.format[0] in "AFM" and self.format not in ("Matroska", "FLAC") else "a"
+            article = "an" if self.format[:2] in ("AA", "AV", "M4", "MP", "Og") else "a"
             raise SensoriumError(
                 f"{self._label}, {article} {self.format} file, {clause}; get a whole copy of it, or save it again."
             ) from error
