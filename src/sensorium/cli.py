@@ -273,13 +273,13 @@ def features(
 
 @app.command(name="eval", short_help="Run the scorecard.")
 def evaluate(
-    suites: Annotated[list[str] | None, typer.Argument(metavar="[SUITE]...", help="Default: all.")] = None,
+    suites: Annotated[list[str] | None, typer.Argument(metavar="[SUITE]...", help="image, speech or clip. Default: image.")] = None,
     model: ModelOption = "mini",
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N pictures of a kind.")
+        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N items of a kind.")
     ] = None,
     no_scenes: Annotated[
-        bool, typer.Option("--no-scenes", help="Photographs alone: fetches no training pictures (about 730 MB).")
+        bool, typer.Option("--no-scenes", help="Of pictures, photographs alone: fetches no training pictures (730 MB).")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
