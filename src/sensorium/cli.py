@@ -273,7 +273,9 @@ def features(
 
 @app.command(name="eval", short_help="Run the scorecard.")
 def evaluate(
-    suites: Annotated[list[str] | None, typer.Argument(metavar="[SUITE]...", help="image, speech or clip. Default: image.")] = None,
+    suites: Annotated[
+        list[str] | None, typer.Argument(metavar="[SUITE]...", help="image, speech or clip. Default: image.")
+    ] = None,
     model: ModelOption = "mini",
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="At most N items of a kind.")
