@@ -277,9 +277,7 @@ def evaluate(
         list[str] | None, typer.Argument(metavar="[SUITE]...", help="image, speech or clip. Default: image.")
     ] = None,
     model: ModelOption = "mini",
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N items of a kind.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N items of a kind.")] = None,
     no_scenes: Annotated[
         bool, typer.Option("--no-scenes", help="Of pictures, photographs alone: fetches no training pictures (730 MB).")
     ] = False,
