@@ -83,6 +83,22 @@ def test_channels_are_averaged_and_clipping_is_kept():
     assert loud.samples.max() <= 1 and loud.seconds == 0.05
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("codec", ["pcm_f32le", "pcm_f64le"])
+def test_floats_far_beyond_full_scale(codec):
+    def floats(largest):
+        both = np.tile(np.array([largest, -0.5], np.float32), 800)
+        return sounds.encode(both, "wav", codec, 16000, "stereo")
+
+    assert load_audio(floats(7.5)).samples.max() == 7.5  # as documented, not clipped
+    refused(floats(9.0), "up to 9", "no sound")
+    refused(floats(-32768.0), "up to 3.28e+04", "32768")
+    refused(floats(3e38), "no sound")
+    for value in (np.inf, -np.inf, np.nan):
+        refused(floats(value), "not finite")
+    refused(np.array([[1e300, 1e300]]), "no sound", array_rate=16000)
+
+
 def test_silence_is_a_right_answer():
     assert not load_audio(sounds.wav(np.zeros(16000))).samples.any()
 
@@ -104,7 +120,7 @@ def test_arrays():
     refused(np.zeros((5, 5, 5)), "shape", array_rate=16000)
     refused(np.zeros(0), "shape", array_rate=16000)
     refused(np.array([0.0, np.nan]), "finite", array_rate=16000)
-    refused(x * 32767, "scale it", array_rate=16000)
+    refused(x * 32767, "no sound", "32768", array_rate=16000)
     refused(np.zeros(9, np.int64), "int64", array_rate=16000)
 
 

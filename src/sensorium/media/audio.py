@@ -14,7 +14,7 @@ import numpy as np
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.media.limits import DEFAULT, Limits
 from sensorium.media.reading import open_seekable
-from sensorium.media.sound import Resampler, Sound, too_long
+from sensorium.media.sound import Resampler, Sound, check_loudness, too_long
 
 RATE = 16_000
 """Samples a second that speech models take."""
@@ -28,8 +28,8 @@ class Audio:
     """One sound: what every audio encoder takes.
 
     Attributes:
-        samples: float32 [n], mono, -1..1 (beyond it where a file of floats is). Not writable, as caches are keyed by
-            ``sha256``: copy it to change it.
+        samples: float32 [n], mono, -1..1 (beyond it, as far as -8..8, where a file of floats is). Not writable, as
+            caches are keyed by ``sha256``: copy it to change it.
         rate: samples a second.
         sha256: of the encoded bytes, or of the samples where there were none.
         source: where it came from, for messages.
@@ -214,13 +214,8 @@ def _array_to_mono(array: np.ndarray, limits: Limits) -> np.ndarray:
             f"An array of type {array.dtype.name} has no known range; give floats from -1 to 1, or int16."
         )
     values = array.astype(np.float64) if array.dtype.kind != "f" else array
+    if array.dtype.kind == "f":
+        check_loudness(array, "The array")
     if array.dtype == np.uint8:
         values = values - 128
-    mono = np.asarray((values.mean(axis=1) if values.ndim == 2 else values) * scale, dtype=np.float32)
-    if not np.isfinite(mono).all():
-        raise SensoriumError("The array holds values that are not finite; give floats from -1 to 1.")
-    if np.abs(mono).max() > 16:  # 24 dB above full scale: integers that were made floats
-        raise SensoriumError(
-            f"The array of floats goes up to {np.abs(mono).max():.3g}; scale it to -1..1, or give it as int16."
-        )
-    return mono
+    return np.asarray((values.mean(axis=1) if values.ndim == 2 else values) * scale, dtype=np.float32)

@@ -39,6 +39,8 @@ _CODECS = frozenset({
     "adpcm_ima_qt", "flac", "alac", "vorbis", "opus", "mp1", "mp2", "mp3", "mp1float", "mp2float", "mp3float", "aac",
     "ac3", "eac3",
 })  # fmt: skip
+LOUDEST = 8.0
+"""Of samples as floats, 18 dB over full scale: mixes and lossy coders go a little beyond 1, integers far."""
 READABLE = "a WAV, FLAC, Ogg, MP3, M4A, AAC, WebM, MP4, Matroska or AVI file"
 _HEAD = 1 << 16
 _MAX_PACKET = 32 << 20
@@ -221,11 +223,11 @@ class Sound:
         names = [channel.name for channel in frame.layout.channels]
         voices = [i for i, name in enumerate(names) if name not in ("LFE", "LFE2")] if len(names) == channels else []
         scale = _SCALES.get(values.dtype.str[1:])
+        if scale is None:
+            check_loudness(values, self._label)
         mixed = np.mean(values[voices] if voices else values, axis=0, dtype=np.float32 if scale is None else np.float64)
         if scale is not None:
             mixed = (mixed - 128 if values.dtype == np.uint8 else mixed) * scale
-        elif not np.isfinite(mixed).all():
-            raise Broken("holds samples that are not finite")
         return np.ascontiguousarray(mixed, dtype=np.float32)
 
     def _check(self, rate: int, channels: int) -> None:
@@ -277,6 +279,18 @@ def _wav_seconds(head: bytes) -> float:
             return size / bytes_a_second if bytes_a_second and size < 0x7FFF0000 else 0.0
         place += 8 + size + size % 2
     return 0.0
+
+
+def check_loudness(values: np.ndarray, label: str) -> None:
+    """Raise SensoriumError for floats that are no sound: not finite, or beyond `LOUDEST`."""
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    if not np.isfinite([low, high]).all():
+        raise SensoriumError(f"{label} holds samples that are not finite; save it again, as 16-bit samples.")
+    if max(-low, high) > LOUDEST:
+        raise SensoriumError(
+            f"{label} holds floats up to {max(-low, high):.3g} where full scale is 1, which is no sound; divide them "
+            "by what full scale was (32768 for 16-bit samples), or save them as integers."
+        )
 
 
 def too_long(label: str, seconds: float) -> SensoriumError:
