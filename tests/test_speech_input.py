@@ -232,7 +232,7 @@ def test_ask_takes_paths_bytes_and_several_sounds(model, tmp_path):
     assert model.ask("Why?", image=RED, audio=[path, path], max_tokens=1).usage.media_tokens == 4 + tiny.TOKENS
     with pytest.raises(UsageError, match=r"give sensorium.load_audio\(array, array_rate=16000\)"):
         model.ask(audio=noise(100))
-    with pytest.raises(UsageError, match="the question is None"):
+    with pytest.raises(UsageError, match="there is no question; give it as a text, or as sound"):
         model.ask(image=RED)
 
 
@@ -273,10 +273,30 @@ def test_sound_beyond_the_context_is_refused_before_it_is_encoded(model, monkeyp
         model.ask(audio=long)
 
 
+def test_a_file_beyond_the_context_is_refused_before_it_is_decoded(model, monkeypatch):
+    most = 8 * 320 * tiny.CONTEXT / 16_000
+    long = sounds.wav(np.ones(round(16_000 * (most + 2))))
+    live = long[:40] + b"\xff\xff\xff\xff" + long[44:]  # as from a pipe: without a length
+    with pytest.raises(SensoriumError, match=r"The data is longer .* the model 'tiny' hears at once; cut"):
+        model.ask(audio=live)
+    monkeypatch.setattr("sensorium.media.audio.Sound.blocks", None)  # it would be called
+    for ask in (lambda src: model.ask(audio=src), lambda src: model.listen(src, speak=False)):
+        with pytest.raises(SensoriumError, match="that the model 'tiny' hears at once"):
+            ask(long)
+
+
+def test_sound_that_is_too_short_holds_no_speech(model):
+    for samples in (1, 160, 959):
+        for sound in (as_wav(noise(samples) + 0.2), said(samples)):
+            with pytest.raises(SensoriumError, match=r"too short to hold speech \(\d.* ms\); give"):
+                model.listen(sound, speak=False)
+    assert model.ask(audio=said(960), max_tokens=1) is not None
+
+
 def test_a_composition_that_cannot_hear_says_so(tmp_path, home):
     deaf = sensorium.load(tiny.write(tmp_path / "deaf", lora=False), progress=False)
     with pytest.raises(UsageError, match="takes text and pictures only, and the conversation holds speech; "):
-        deaf.ask(audio=said(100))
+        deaf.ask(audio=said(3200))
 
 
 def test_what_is_no_sound_does_not_stand_for_one(model):
@@ -301,7 +321,7 @@ def test_the_parts_of_hearing_are_loaded_and_checked_when_somebody_speaks(tmp_pa
     assert model.ask("the", max_tokens=1, image=RED) is not None
     assert not model.parts.encoders["speech"].ready
     with pytest.raises(SensoriumError, match=r"frozen part 'encoders.speech' has finger"):
-        model.ask(audio=said(100))
+        model.ask(audio=said(3200))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +342,7 @@ def test_parts_of_hearing_that_do_not_fit_are_one_sentence(tmp_path, home, old, 
     directory = tiny.write(tmp_path / "odd", speech=True)
     edit(directory, old, new)
     with pytest.raises(SensoriumError, match=reason) as caught:
-        sensorium.load(directory, progress=False).ask(audio=said(100))
+        sensorium.load(directory, progress=False).ask(audio=said(3200))
     assert "\n" not in str(caught.value)
 
 
@@ -333,7 +353,7 @@ def test_a_projector_for_features_of_another_width_is_refused(tmp_path, home):
     manifest["files"] = {name: file_sha256(directory / name) for name in manifest["files"]}
     (directory / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(SensoriumError, match=r"takes any number x 5 features.*gives any number x 12"):
-        sensorium.load(directory, progress=False).ask(audio=said(100))
+        sensorium.load(directory, progress=False).ask(audio=said(3200))
 
 
 def test_a_damaged_projector_of_speech_is_noticed_when_the_model_is_loaded(tmp_path, home):
@@ -417,7 +437,7 @@ def test_no_decoder_and_no_recogniser_runs(tmp_path, home, monkeypatch):
         monkeypatch.setattr(ctranslate2.models.Whisper, name, forbidden)
     monkeypatch.setattr("sensorium.tasks.transcribe.Transcriber", forbidden)
     model = sensorium.load(directory, progress=False)
-    answers = [model.ask(audio=said(n), max_tokens=4) for n in (1, 24_000)]
+    answers = [model.ask(audio=said(n), max_tokens=4) for n in (960, 24_000)]
     assert [answer.usage.media_tokens for answer in answers] == [1, 10]
     assert set(used) == {"encode"}
 

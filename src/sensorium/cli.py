@@ -66,7 +66,7 @@ def ask(
     if text is None and "speech" not in kinds and "-" not in attach:
         raise UsageError("Missing argument 'TEXT'; write the question, or attach one that is spoken: -a FILE.")
     composed = start(model, kinds)
-    media = [cli_media.attached(name) for name in attach]
+    media = [cli_media.attached(name, composed.hearing) for name in attach]
     pictures, sounds = cli_media.apart(media)
     messages = question(text, pictures, sounds)
     composed.load()

@@ -58,8 +58,8 @@ def listen(
         raise UsageError("--cascade is about how an answer is said; give -o OUT.wav or --play as well.")
     cli_media.check([file, *attach], cli_media.sound)
     composed = start(model, {"speech", *(cli_media.kind(name) for name in attach)})
-    question = cli_media.sound(file)
-    images, sounds = cli_media.apart([cli_media.attached(name) for name in attach])
+    question = cli_media.sound(file, composed.hearing)
+    images, sounds = cli_media.apart([cli_media.attached(name, composed.hearing) for name in attach])
     show = None if as_json else console.write
     options |= {"image": images, "cascade": cascade or None, "show": show}
     composed.load()

@@ -47,13 +47,13 @@ def kind(name: str) -> str:
     return "image"
 
 
-def attached(name: str) -> Any:
-    """A picture or a sound. Raises SensoriumError for anything else."""
+def attached(name: str, limits: Callable[[], Any] | None = None) -> Any:
+    """A picture or a sound; `limits` gives those for sound. Raises SensoriumError for anything else."""
     from sensorium import media
 
     if name == "-":
         return media.load(standard_input("a picture or sound"))
-    return media.load_audio(name) if kind(name) == "speech" else media.load_image(name)
+    return sound(name, limits) if kind(name) == "speech" else media.load_image(name)
 
 
 def apart(media: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -70,11 +70,11 @@ def picture(name: str) -> Any:
     return load_image(standard_input("a picture") if name == "-" else name)
 
 
-def sound(name: str) -> Any:
-    """A sound. Raises SensoriumError for anything else."""
-    from sensorium.media import load_audio
+def sound(name: str, limits: Callable[[], Any] | None = None) -> Any:
+    """A sound; `limits` gives the limits it has. Raises SensoriumError for anything else."""
+    from sensorium.media import Limits, load_audio
 
-    return load_audio(standard_input("sound") if name == "-" else name)
+    return load_audio(standard_input("sound") if name == "-" else name, (limits or Limits)())
 
 
 def standard_input(what: str) -> BinaryIO:

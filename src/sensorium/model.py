@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sensorium.backbones.engine import SamplingParams, Stats, Step
+    from sensorium.media import Limits
     from sensorium.speech import Cascade, Spoken
     from sensorium.tasks.listen import Reply
     from sensorium.two_tower import TwoTower
@@ -141,7 +142,7 @@ class Model:
         from sensorium.tasks.ask import question
 
         pictures = ([] if image is None else [image]) + several(images)
-        return self.chat(question(text, pictures, audio), **options)
+        return self.chat(question(text, pictures, audio, self.hearing), **options)
 
     def listen(self, audio: Any, **options: Any) -> Reply:
         """Answer a spoken question in text and speech; see `tasks.listen`."""
@@ -222,6 +223,10 @@ class Model:
     def perceive(self, medium: Any, features: np.ndarray | None = None) -> Perceived:
         """What the LLM reads of a picture or a sound; see `Perception.perceive`."""
         return self._perception.perceive(medium, features)
+
+    def hearing(self) -> Limits:
+        """The limits of sound that the model hears; see `Perception.hearing`."""
+        return self._perception.hearing()
 
     def score(self, messages: Sequence[Message], choices: Sequence[str], *, blind: bool = False) -> Scores:
         """How probable whole answers are, from one prefill.

@@ -21,7 +21,7 @@ import numpy as np
 
 from sensorium.backbones.segments import Segment
 from sensorium.errors import SensoriumError, UsageError
-from sensorium.media import Audio, Image, load_audio
+from sensorium.media import Audio, Image, Limits, load_audio
 from sensorium.media.audio import RATE
 from sensorium.messages import NOUNS, Message, kind_of, named
 from sensorium.prompt import Rendered, render
@@ -161,6 +161,16 @@ class Perception:
         if features.rate_hz is not None:
             frames = math.ceil(len(load_audio(medium).samples) * features.rate_hz / RATE)
         return self.parts.composition.tokens(kind, features, frames)
+
+    def hearing(self) -> Limits:
+        """Limits for sound that is to be heard: longer than the context it is refused before it is decoded."""
+        composition = self.parts.composition
+        features = self.parts.features["speech"].get() if "speech" in composition.spec.projectors else None
+        if features is None or features.rate_hz is None:
+            return Limits()
+        positions = composition.tokens("speech", features, math.ceil(3600 * features.rate_hz))
+        most = 3600 * self.parts.backbone.get().context / positions
+        return Limits(max_seconds=most, who=f"that the model {composition.name!r} hears at once")
 
     def forget(self) -> None:
         """Drop what was perceived."""

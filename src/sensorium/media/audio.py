@@ -103,6 +103,7 @@ def load_audio(
 def decode_audio(handle: IO[bytes], limits: Limits = DEFAULT, *, rate: int = RATE, label: str = "The data") -> Audio:
     """Decode an opened file from its start; ``label`` names it in messages. Raises as :func:`load_audio`."""
     with contextlib.closing(Sound(handle, label, limits)) as sound:
+        _check_length(sound.promised, label, rate, limits)  # by the header, before hours are decoded for nothing
         samples = _gathered(_at_rate(sound, rate), label, rate, limits)
     digest = hashlib.sha256()
     handle.seek(0)
@@ -175,6 +176,13 @@ def _gathered(pieces: Iterable[np.ndarray], label: str, rate: int, limits: Limit
     if not count:
         raise SensoriumError(f"{label} holds a sound of no length; give one with something to hear.")
     return np.concatenate(held)
+
+
+def _check_length(seconds: float, label: str, rate: int, limits: Limits) -> None:
+    if seconds > limits.max_seconds + 1:  # headers may be a little off
+        raise too_long(label, limits.max_seconds, limits.who)
+    if (seconds - 1) * rate > limits.max_decoded_bytes // 4:
+        raise too_long(label, limits.max_decoded_bytes // 4 // rate)
 
 
 def _at_rate(sound: Sound, rate: int) -> Iterator[np.ndarray]:

@@ -18,6 +18,7 @@ class Limits:
         max_audio_bytes: size of an encoded file of sound, or of a video whose sound is wanted; read from the disk as
             it is needed, never as a whole.
         max_seconds: length of a sound.
+        who: what has that limit, as messages put it: "that are read".
         max_decoded_bytes: size of a sound that is decoded into memory at once, as float32 (70 minutes at 16 kHz);
             what is read in blocks has ``max_seconds`` alone.
         min_rate, max_rate: sampling rate of a sound in Hz.
@@ -30,6 +31,7 @@ class Limits:
     max_frames: int = 10_000
     max_audio_bytes: int = 4 << 30
     max_seconds: float = 6 * 3600.0
+    who: str = "that are read"
     max_decoded_bytes: int = 256 << 20
     min_rate: int = 8_000
     max_rate: int = 192_000

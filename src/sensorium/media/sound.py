@@ -246,7 +246,7 @@ class Sound:
         raise Broken(f"{DAMAGED} or cut off after second {clock:.1f}" if heard else DAMAGED)
 
     def _too_long(self) -> NoReturn:
-        raise too_long(self._label, self._limits.max_seconds)
+        raise too_long(self._label, self._limits.max_seconds, self._limits.who)
 
     @contextlib.contextmanager
     def _sentences(self) -> Iterator[None]:
@@ -293,10 +293,10 @@ def check_loudness(values: np.ndarray, label: str) -> None:
         )
 
 
-def too_long(label: str, seconds: float) -> SensoriumError:
-    """The sentence for a sound over a limit of time."""
-    length = f"{seconds / 60:g} minutes" if seconds >= 120 else f"{seconds:g} seconds"
-    return SensoriumError(f"{label} is longer than the {length} that are read; cut it into pieces first.")
+def too_long(label: str, seconds: float, who: str = Limits.who) -> SensoriumError:
+    """The sentence for a sound over a limit of time, which is that of `who`."""
+    length = f"{seconds / 60:.4g} minutes" if seconds >= 120 else f"{seconds:.4g} seconds"
+    return SensoriumError(f"{label} is longer than the {length} {who}; cut it into pieces first.")
 
 
 def _not_sound(label: str, kind: str, name: str) -> str:

@@ -100,7 +100,7 @@ def listen(
         UsageError: the composition takes no speech, or an option is malformed.
         SensoriumError: the sound cannot be read, holds silence, or a part cannot be loaded.
     """
-    messages = question(None, image, sound)
+    messages = question(None, image, sound, model.hearing)
     media = messages[0].media
     model.load().parts.ready({kind_of(medium) for medium in media})
     kept: list[Samples] = []
