@@ -522,6 +522,22 @@ def test_listening_in_python_gives_text_and_sound(model, tmp_path):
     reply.save(tmp_path / "answer.wav")
     with wave.open(str(tmp_path / "answer.wav")) as file:
         assert file.getnframes() == len(reply.sound)
+    with pytest.raises(UsageError, match="the path is None; give"):
+        reply.save(None)
+
+
+def test_a_reply_without_sound_is_not_saved(model, tmp_path):
+    reply = model.listen(said(8000), speak=False, max_tokens=1)
+    with pytest.raises(UsageError, match="holds no sound to save"):
+        reply.save(tmp_path / "answer.wav")
+    assert not (tmp_path / "answer.wav").exists()
+
+
+@pytest.mark.parametrize("nothing", [None, []])
+def test_no_question_at_all(model, nothing):
+    for ask in (model.ask, lambda: model.ask(audio=nothing), lambda: model.listen(nothing)):
+        with pytest.raises(UsageError, match="there is no question; give it as a text, or as sound"):
+            ask()
 
 
 @pytest.mark.parametrize(
@@ -534,7 +550,9 @@ def test_listening_in_python_gives_text_and_sound(model, tmp_path):
         (["ask", "-a", "cut.flac"], 1, "cut.flac"),
         (["ask", "-a", "gone.wav"], 1, "gone.wav does not exist"),
         (["ask", "-a", "question.wav", "-a", "gone.wav"], 1, "gone.wav does not exist"),
-        (["listen", "text.wav"], 1, "text.wav"),
+        (["listen", "text.wav"], 1, "text.wav is no sound"),
+        (["ask", "-a", "text.wav"], 1, "text.wav is no sound"),
+        (["ask", "-a", "zero.wav"], 1, "zero.wav is empty"),
         (["listen", "question.wav", "--cascade"], 2, "give -o OUT.wav or --play as well"),
         (["listen", "question.wav", "-o", "."], 2, "-o . cannot be written"),
         (["listen", "question.wav", "--max-tokens", "0"], 2, "--max-tokens 0 is out of range"),
@@ -550,6 +568,7 @@ def test_what_cannot_be_listened_to_is_one_sentence(
     (tmp_path / "silence.wav").write_bytes(sounds.wav(np.zeros(9000)))
     (tmp_path / "cut.flac").write_bytes(sounds.encode(noise(4000), "flac", "flac", 16_000, "mono")[:60])
     (tmp_path / "text.wav").write_bytes(b"hello")
+    (tmp_path / "zero.wav").touch()
     got, out, err = sensorium(*arguments, "--model", directory)
     lines = [line for line in err.strip().splitlines() if not line.startswith("Preparing ")]
     assert (got, out) == (code, "") and len(lines) == 1, err

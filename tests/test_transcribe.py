@@ -178,6 +178,17 @@ def test_nobody_speaks(transcriber, kind):
     assert subtitle(sounds.wav(samples * 32767), transcriber) == []
 
 
+def test_the_command_says_that_nobody_speaks(tmp_path, capsys, monkeypatch):
+    (tmp_path / "silence.wav").write_bytes(sounds.wav(np.zeros(9000)))
+    silent = SimpleNamespace(language=None, seconds=0.5625, segments=lambda pieces: iter([]))
+    monkeypatch.setattr("sensorium.cli_speech._start", lambda file, model, language: (silent, file))
+    for arguments in ([], ["--words"], ["--json"]):
+        assert run(["transcribe", str(tmp_path / "silence.wav"), *arguments]) == 0
+        out, err = capsys.readouterr()
+        assert "silence.wav holds no speech" in err
+        assert json.loads(out)["segments"] == [] if arguments == ["--json"] else out == ""
+
+
 def test_subtitles_of_speech(transcriber, spoken, tmp_path, capsys):
     samples, starts = spoken
     source, target = tmp_path / "speech.flac", tmp_path / "new" / "speech.srt"

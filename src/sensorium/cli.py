@@ -64,6 +64,8 @@ def ask(
     cli_media.check(attach, cli_media.attached)
     kinds = {cli_media.kind(name) for name in attach}
     if text is None and "speech" not in kinds and "-" not in attach:
+        for name in attach:
+            cli_media.refuse_neither(name)
         raise UsageError("Missing argument 'TEXT'; write the question, or attach one that is spoken: -a FILE.")
     composed = start(model, kinds)
     media = [cli_media.attached(name, composed.hearing) for name in attach]

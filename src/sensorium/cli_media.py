@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,15 @@ def kind(name: str) -> str:
     except OSError:
         pass
     return "image"
+
+
+def refuse_neither(name: str) -> None:
+    """Raise SensoriumError for a file that is empty or neither picture nor sound: it was to be a spoken question."""
+    from sensorium.media import kind_of
+
+    with contextlib.suppress(OSError), Path(name).open("rb") as file:
+        if kind_of(file.read(1 << 16)) == "unknown":
+            sound(name)
 
 
 def attached(name: str, limits: Callable[[], Any] | None = None) -> Any:

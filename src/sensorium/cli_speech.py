@@ -44,9 +44,10 @@ def transcribe(
     from sensorium.tasks.transcribe import transcribe as task
 
     transcriber, source = _start(file, model, language)
-    segments = []
+    segments, found = [], False
     with console.counting("Transcribing") as progress:
         for segment in task(source, transcriber, progress=progress):
+            found = True
             if as_json:
                 segments.append(segment)
             elif words:
@@ -62,6 +63,8 @@ def transcribe(
                 "segments": [segment.to_dict(words=words) for segment in segments],
             }
         )
+    if not found:
+        console.complain(f"{'Standard input' if file == '-' else file} holds no speech, so nothing is written down.")
 
 
 def subtitle(

@@ -6,6 +6,7 @@ recording --encoder, projector--> LLM --> text, as it comes
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sensorium.arguments import shown
+from sensorium.errors import UsageError
 from sensorium.generators.base import Samples
 from sensorium.messages import kind_of
 from sensorium.tasks.ask import question
@@ -63,7 +66,16 @@ class Reply:
         return self.answer.text
 
     def save(self, path: str | Path) -> None:
-        """Write the sound as a 16-bit WAV file. Raises SensoriumError when that cannot be done."""
+        """Write the sound as a 16-bit WAV file.
+
+        Raises:
+            UsageError: there is no sound in the reply, or `path` is no path.
+            SensoriumError: the file cannot be written.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise UsageError(f"the path is {shown(path)}; give that of the WAV file to write.")
+        if not len(self.sound):
+            raise UsageError("the reply holds no sound to save; ask with speak=True and without a sink.")
         with wav_file(Path(path), self.rate) as append:
             append(self.sound)
 
