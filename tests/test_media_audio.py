@@ -212,7 +212,13 @@ def test_what_declares_no_length_is_read_to_its_end():
     place = webm.index(b"\x18\x53\x80\x67") + 4
     live = webm[:place] + b"\x01" + 7 * b"\xff" + webm[place + 8 :]
     assert load_audio(live).seconds == pytest.approx(3, abs=0.1)
-    refused(live[: len(live) // 2], "cut off", "3.0 seconds")  # a length stands in its header still
+    refused(live[: len(live) // 2], "cut off after byte")
+    place = live.index(b"\x1f\x43\xb6\x75") + 4
+    size = 9 - live[place].bit_length()
+    live = live[:place] + bytes([(2 << 8 - size) - 1]) + (size - 1) * b"\xff" + live[place + size :]
+    cut = refused(live[: len(live) // 2], "cut off at byte")
+    between = int(cut.split("at byte ")[1].split(";")[0].replace(",", ""))  # two blocks
+    refused(live[:between], "cut off", "3.0 seconds")  # a length stands in its header still
     mp3 = sounds.good("tone.mp3", 3.0).replace(b"Info", b"none", 1)
     assert load_audio(mp3[: len(mp3) // 2]).seconds == pytest.approx(1.5, abs=0.1)
     ogg, last = bytearray(GOOD["tone.opus"]), GOOD["tone.opus"].rindex(b"OggS")
@@ -221,6 +227,16 @@ def test_what_declares_no_length_is_read_to_its_end():
     ogg[last + 22 : last + 26] = whole._checksum(bytes(ogg[last:])).to_bytes(4, "little")
     assert load_audio(bytes(ogg)).seconds == pytest.approx(1, abs=0.1)
     assert load_audio(bytes(ogg) + b"\0" * 99).seconds == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["tone.webm", "tone.mkv"])
+def test_holes_in_matroska(name):
+    data = sounds.good(name, 5.0)
+    half, place = len(data) // 2, data.index(b"\x18\x53\x80\x67") + 4
+    refused(data[:half] + bytes(3000) + data[half + 3000 :], "damaged")
+    refused(data[:half] + np.random.default_rng(0).bytes(3000) + data[half + 3000 :], "damaged")
+    live = data[:place] + b"\x01" + 7 * b"\xff" + data[place + 8 :]
+    refused(live[:half] + live[half + 3000 :])
 
 
 def test_holes_in_ogg():

@@ -17,7 +17,7 @@ from sensorium.media.kind import MP3_HZ
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _PIECE = 1 << 16
 _STREAMED = 0x7FFF0000  # sizes from here on stand for unknown ones in RIFF files
-_SEGMENT = b"\x18\x53\x80\x67"
+_SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 
 
 def check_whole(handle: IO[bytes], demuxer: str) -> None:
@@ -32,6 +32,8 @@ def check_whole(handle: IO[bytes], demuxer: str) -> None:
             size = handle.seek(0, 2)
             if size < end:
                 raise Broken(f"{CUT_OFF} (it declares {end:,} bytes and holds {size:,})")
+            if demuxer == "matroska":
+                _check_elements(handle, end or size)
     finally:
         handle.seek(place)
 
@@ -109,6 +111,31 @@ def _end_of_segment(handle: IO[bytes]) -> int:
         return 0
     size, width, known = _size(head, place + 4)
     return place + 4 + width + size if known else 0
+
+
+def _check_elements(handle: IO[bytes], end: int) -> None:
+    """Whether each element of a Matroska file begins where the last one ends, blocks of sound included; what is in
+    them is not looked at."""
+    place, cluster_end = 0, end
+    while place < end:
+        handle.seek(place)
+        head = handle.read(12)
+        width = 9 - head[0].bit_length()
+        size, taken, known = _size(head, width)
+        begin = place + width + taken
+        if width > 4:  # longer names there are none
+            raise Broken(f"{DAMAGED} at byte {place:,}")
+        if head[:width] in (_SEGMENT, _CLUSTER):  # go into it
+            cluster_end = begin + size if known and head[:width] == _CLUSTER else end
+            if cluster_end > end:
+                raise Broken(f"{CUT_OFF} after byte {place:,}")
+        elif not known or begin + size > cluster_end:
+            raise Broken(f"{DAMAGED} or cut off at byte {place:,}")
+        else:
+            begin += size
+        place = begin
+        if place >= cluster_end:
+            cluster_end = end
 
 
 def _size(data: bytes, place: int) -> tuple[int, int, bool]:
