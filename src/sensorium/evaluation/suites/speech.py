@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sensorium.model import Model
 
 RATE = 16_000
-QUESTIONS, RECORDINGS, ANSWERS, TIMED = 200, 120, 24, 15
+QUESTIONS, SEEN_EACH, RECORDINGS, ANSWERS, TIMED = 200, 50, 120, 24, 15
 SPOKEN, SEEN, PEOPLE = (
     "spoken questions, held-out voices",
     "spoken yes/no about photographs, held-out voices",
@@ -72,6 +72,10 @@ def evaluate_speech(
             raise AssertionError(f"a recogniser ran on the direct path: {used}")
         facts |= {"spoken_items": len(items), "recogniser_calls_on_the_direct_path": len(used)}
         notes.append("No decoder of a recogniser ran on the direct path (call hooks).")
+        notes.append(
+            "Spoken questions and their voices are a development set: choices of the training were made by looking at "
+            "them. Recordings of people and photographs were not."
+        )
     else:
         notes.append("The composition has no speech input projector.")
     said = evaluate_speaking(model, questions=_asked(limit), hear=hear, progress=progress)
@@ -102,7 +106,11 @@ def photo_items(split: Literal["dev", "test"], limit: int | None = None) -> list
     wanted = photos.photos(split)[:limit]
     found = photos.photo_items(wanted, photos.fetch_photos(wanted))
     asked = [item for item in found if item.task == "yesno"]
-    asked = [each for answer in ("yes", "no") for each in _some([i for i in asked if i.answer == answer], limit or 50)]
+    asked = [
+        each
+        for answer in ("yes", "no")
+        for each in _some([i for i in asked if i.answer == answer], min(limit or SEEN_EACH, SEEN_EACH))
+    ]
     sounds = held_out_voices([item.question for item in asked])
     return [
         SpokenItem(
@@ -185,7 +193,7 @@ def two_second_questions(number: int) -> list[np.ndarray]:
 def _asked(limit: int | None) -> list[str]:
     from sensorium.training.data.spoken import questions
 
-    return list(questions(limit or ANSWERS, 1, held_out=True, known=lambda noun: len(noun) < 8))
+    return list(questions(min(limit or ANSWERS, ANSWERS), 1, held_out=True, known=lambda noun: len(noun) < 8))
 
 
 def _people_floor(hear: Hear, limit: int | None) -> Row:
