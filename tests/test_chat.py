@@ -288,7 +288,14 @@ def test_ctrl_c_leaves_nothing_behind(room, typed):
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
     line = [sys.executable, "-c", TALK.format(tests=str(Path(__file__).parent))]
-    process = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    process = subprocess.Popen(
+        line,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background job
+    )
     seen = b""
 
     def until(text):
