@@ -235,7 +235,7 @@ def test_senseless_options_are_refused_before_anything_is_generated(model, optio
         (lambda m: m.chat([Message("user", None)]), "content of a message is None"),
         (lambda m: m.chat([Message("user", [b"\x89PNG"])]), "sensorium.load_image"),
         (lambda m: m.ask(b"hi"), "the question is b'hi'; give it as a text"),
-        (lambda m: m.ask(None), "the question is None"),
+        (lambda m: m.ask(None), "there is no question"),
         (lambda m: m.describe(RED, loudness=3), "the option 'loudness' is unknown"),
         (
             lambda m: m.classify(RED, ["a", "b"], loudness=3),

@@ -38,7 +38,10 @@ def ahead(made: Iterator[T], depth: int) -> Iterator[T]:
     thread.start()
     try:
         while True:
-            item, error = ready.get()
+            try:  # not for ever: a signal that comes just before one waits is heard only when one wakes
+                item, error = ready.get(timeout=0.5)
+            except queue.Empty:
+                continue
             if error is not None:
                 raise error
             if item is _END:
