@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from sensorium import hub
 from sensorium.backbones.gguf import GGUF
 from sensorium.backbones.spec import spec_from_gguf
 from sensorium.backbones.threads import physical_cores
-from sensorium.composition import FILE, MANIFEST, Composition, file_sha256
+from sensorium.composition import Composition
 from sensorium.encoders.whisper import WhisperEncoder
 from sensorium.encoders.whisper_parts import PARTS
 from sensorium.errors import SensoriumError
@@ -27,6 +25,7 @@ from sensorium.training import checkpoint
 from sensorium.training.backbone import digest_frozen, load_llama
 from sensorium.training.data.spoken_questions import repeats_a_test
 from sensorium.training.failures import in_a_sentence
+from sensorium.training.inherit import write_beside
 from sensorium.training.listen_answers import Answers, answered
 from sensorium.training.listen_export import export_listen
 from sensorium.training.listen_heard import Heard
@@ -216,50 +215,22 @@ class ListenRun:
 
     def _write(self, taken: dict[str, int]) -> None:
         """The base composition with the speech encoder and its projector beside what it has."""
-        base, directory = self.model.composition, self.output / "composition"
+        directory = self.output / "composition"
         directory.mkdir(parents=True, exist_ok=True)
-        kept = [*base.trained_files, *base.output_files]
-        kept = [name for name in dict.fromkeys(kept) if name not in ("listen.safetensors", "listen.onnx")]
-        for name in kept:
-            shutil.copy2(base.file(name), directory / name)
         export_listen(self.projector, self.encoder_spec.dim, directory)
-        spec = base.spec.model_dump(mode="json", exclude_defaults=True)
-        spec["backbone"]["part"]["source"] = base.part(BACKBONE).source
-        for name in base.spec.encoders:
-            if name != "speech":
-                spec["encoders"][name]["part"]["source"] = base.part("encoders", name).source
         part = self.encoder_part
         fields = {"source": part.source, "file": part.file, "sha256": part.sha256, "size": part.size}
-        spec.setdefault("encoders", {})["speech"] = {
-            "kind": self.plan.encoder,
-            "part": {**fields, "licence": part.licence},
-        }
-        spec.setdefault("projectors", {})["speech"] = {
-            "kind": self.plan.projector.kind,
-            "encoder": "speech",
-            "weights": "listen.safetensors",
-            "onnx": "listen.onnx",
-            "options": self.options,
-        }
-        before: dict[str, Any] = (
-            base.manifest.model_dump(mode="json", by_alias=True) if base.manifest else {"schema": 1}
+        encoder = {"kind": self.plan.encoder, "part": {**fields, "licence": part.licence}}
+        files = {"weights": "listen.safetensors", "onnx": "listen.onnx"}
+        ours = {"kind": self.plan.projector.kind, "encoder": "speech", **files, "options": self.options}
+        write_beside(
+            self.model.composition,
+            directory,
+            files.values(),
+            {"encoders": {"speech": encoder}, "projectors": {"speech": ours}},
+            {BACKBONE: self.llm.shape.fingerprint, "encoders.speech": self.encoder_spec.fingerprint},
+            {"listen": {"recipe": self.plan.model_dump(mode="json"), "run": {"steps": taken}, "results": self.results}},
         )
-        frozen = {
-            **before.get("frozen", {}),
-            BACKBONE: self.llm.shape.fingerprint,
-            "encoders.speech": self.encoder_spec.fingerprint,
-        }
-        names = [*kept, "listen.safetensors", "listen.onnx"]
-        manifest = {
-            **before,
-            "listen": {"recipe": self.plan.model_dump(mode="json"), "run": {"steps": taken}, "results": self.results},
-            "frozen": frozen,
-            "files": {name: file_sha256(directory / name) for name in names},
-        }
-        with hub.atomic_write(directory / FILE, "w") as text:
-            text.write(yaml.safe_dump(spec, sort_keys=False))
-        with hub.atomic_write(directory / MANIFEST, "w") as text:
-            text.write(json.dumps(manifest, indent=1) + "\n")
 
 
 def to_answer(utterances: Iterable[Utterance]) -> list[str]:

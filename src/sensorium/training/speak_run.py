@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-from sensorium import hub
 from sensorium.backbones.threads import physical_cores
-from sensorium.composition import FILE, MANIFEST, Composition, file_sha256
+from sensorium.composition import Composition
 from sensorium.errors import SensoriumError
 from sensorium.evaluation.speech_metrics import error_rate
 from sensorium.generators import create
@@ -27,6 +23,7 @@ from sensorium.seams import BACKBONE, GENERATOR
 from sensorium.training import checkpoint
 from sensorium.training.backbone import digest_frozen
 from sensorium.training.failures import in_a_sentence
+from sensorium.training.inherit import write_beside
 from sensorium.training.loop import train_loop
 from sensorium.training.objectives.ctc import greedy_units
 from sensorium.training.output import check_same, ended_before, going_on, held, keep_recipe, output_of, show_recipe
@@ -164,39 +161,15 @@ def _write(
     directory: Path, plan: SpeakRecipe, model: Model, generator: Any, projector: Any, run: Any, rates: Any
 ) -> None:
     """The base composition with the output projector beside it."""
-    base = model.composition
     directory.mkdir(parents=True, exist_ok=True)
-    for name in base.trained_files:
-        shutil.copy2(base.file(name), directory / name)
     export_output(projector, directory, "speech")
-    spec = base.spec.model_dump(mode="json", exclude_defaults=True)
-    spec["backbone"]["part"]["source"] = (
-        base.part(BACKBONE).source if base.spec.backbone.format == "gguf" else base.folder().source
+    files = {"weights": "speech.safetensors", "onnx": "speech.onnx"}
+    ours = {"kind": plan.projector.kind, "generator": "speech", **files, "options": dict(plan.projector.options)}
+    write_beside(
+        model.composition,
+        directory,
+        files.values(),
+        {"generators": {"speech": {"kind": plan.generator}}, "output_projectors": {"speech": ours}},
+        {BACKBONE: model.parts.backbone.get().fingerprint, GENERATOR: generator.units.fingerprint},
+        {"speech": {"recipe": plan.model_dump(mode="json"), "run": run, "phoneme_error_rate": rates}},
     )
-    for name in base.spec.encoders:
-        spec["encoders"][name]["part"]["source"] = base.part("encoders", name).source
-    spec["generators"] = {"speech": {"kind": plan.generator}}
-    declared = {
-        "kind": plan.projector.kind,
-        "generator": "speech",
-        "weights": "speech.safetensors",
-        "onnx": "speech.onnx",
-    }
-    spec["output_projectors"] = {"speech": {**declared, "options": dict(plan.projector.options)}}
-    before: dict[str, Any] = base.manifest.model_dump(mode="json", by_alias=True) if base.manifest else {"schema": 1}
-    names = [*base.trained_files, "speech.safetensors", "speech.onnx"]
-    frozen = {
-        **before.get("frozen", {}),
-        BACKBONE: model.parts.backbone.get().fingerprint,
-        GENERATOR: generator.units.fingerprint,
-    }
-    manifest = {
-        **before,
-        "speech": {"recipe": plan.model_dump(mode="json"), "run": run, "phoneme_error_rate": rates},
-        "frozen": frozen,
-        "files": {name: file_sha256(directory / name) for name in dict.fromkeys(names)},
-    }
-    with hub.atomic_write(directory / FILE, "w") as text:
-        text.write(yaml.safe_dump(spec, sort_keys=False))
-    with hub.atomic_write(directory / MANIFEST, "w") as text:
-        text.write(json.dumps(manifest, indent=1) + "\n")

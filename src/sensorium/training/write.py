@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
-from sensorium import hub
-from sensorium.composition import FILE, MANIFEST, file_sha256
+from sensorium.composition import Composition
 from sensorium.training.backbone import Backbone
 from sensorium.training.frozen import Frozen
+from sensorium.training.inherit import declared, entries, keep, save, without_speech
 from sensorium.training.recipe import Recipe
 
 TRAINED_BACKBONE = "backbone"
@@ -41,7 +39,10 @@ def write_composition(
     directory.mkdir(parents=True, exist_ok=True)
     export_projector(projector, features.layout.cells, features.dim, directory)  # type: ignore[union-attr]
     files = ["image.onnx", "image.safetensors"]
-    spec = base.spec.model_dump(mode="json", exclude_defaults=True)
+    spec = declared(base)
+    if plan.backbone or plan.trains_backbone:
+        spec["name"] = plan.name  # what it stands on is no longer what the base is called after
+        without_speech(spec)
     if plan.trains_backbone:
         from sensorium.training.hf_write import write_backbone
 
@@ -49,20 +50,12 @@ def write_composition(
         fingerprints["backbone"] = write_backbone(llm, frozen.weights, directory / TRAINED_BACKBONE)
         licence = base.spec.backbone.part.licence
         spec["backbone"] |= {"part": {"source": f"file:{TRAINED_BACKBONE}", "licence": licence}, "format": "hf"}
-    elif base.spec.backbone.format == "hf":
-        spec["backbone"]["part"]["source"] = base.folder().source
-    else:
-        spec["backbone"]["part"]["source"] = base.part("backbone").source  # a path of one's own, made absolute
-        if base.spec.backbone.part.source.startswith("file:") and not base.spec.backbone.part.file:
-            spec["backbone"]["part"]["sha256"] = fingerprints["backbone"]  # what was measured
-    if plan.backbone or plan.trains_backbone:
-        spec["name"] = plan.name  # what it stands on is no longer what the base is called after
-    for name in base.spec.encoders:
-        spec["encoders"][name]["part"]["source"] = base.part("encoders", name).source
-    declared = {"kind": plan.projector.kind, "encoder": "image", "weights": "image.safetensors", "onnx": "image.onnx"}
+    elif base.spec.backbone.format == "gguf" and measured(base):
+        spec["backbone"]["part"]["sha256"] = fingerprints["backbone"]
+    ours = {"kind": plan.projector.kind, "encoder": "image", "weights": "image.safetensors", "onnx": "image.onnx"}
     learnt = getattr(projector, "learnt", 0)
     options = {**plan.projector.options, **({"learnt": learnt} if learnt else {})}
-    spec["projectors"] = {"image": {**declared, "options": options}}
+    spec.setdefault("projectors", {})["image"] = {**ours, "options": options}
     spec.pop("lora", None)
     if plan.lora:
         save_tensors(llm.lora_state(), directory / "lora.safetensors")
@@ -73,14 +66,18 @@ def write_composition(
         save_tensors(llm.new_tokens.saved(), directory / "tokens.safetensors", torch.float32)
         spec["new_tokens"] = {"weights": "tokens.safetensors", "names": list(llm.new_tokens.names)}
         files.append("tokens.safetensors")
+    kept, (told, known) = keep(base, spec, files, directory), entries(base, spec)
     manifest = {
         "schema": 1,
         "recipe": plan.model_dump(mode="json"),
         **facts,
-        "frozen": fingerprints,
-        "files": {name: file_sha256(directory / name) for name in files},
+        **told,
+        "frozen": {**known, **fingerprints},
     }
-    with hub.atomic_write(directory / FILE, "w") as text:
-        text.write(yaml.safe_dump(spec, sort_keys=False))
-    with hub.atomic_write(directory / MANIFEST, "w") as text:
-        text.write(json.dumps(manifest, indent=1) + "\n")
+    save(directory, spec, manifest, [*files, *kept])
+
+
+def measured(base: Composition) -> bool:
+    """Whether the LLM is a file of one's own, whose fingerprint was taken and not declared."""
+    part = base.spec.backbone.part
+    return part.source.startswith("file:") and not part.file
