@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from sensorium.errors import SensoriumError, UsageError  # noqa: E402
 from sensorium.projectors.spec import positions_for  # noqa: E402
-from sensorium.projectors.stack import StackProjector  # noqa: E402
+from sensorium.projectors.stack import StackProjector, Words  # noqa: E402
 from sensorium.training.data import spoken_questions, voices  # noqa: E402
 from sensorium.training.listen_heard import Drawn, Heard, needed  # noqa: E402
 from sensorium.training.listen_recipe import ListenTrain  # noqa: E402
@@ -371,3 +371,14 @@ def test_the_answer_that_is_chosen_is_the_most_probable_one(tmp_path, task):
             scores.append(-float(cross_entropy(llm, hidden, torch.from_numpy(target)).sum()))
     assert found == [int(np.argmax(scores[:3])), int(np.argmax(scores[3:]))]
     assert share([True, False, True, True])["n"] == 4
+
+
+def test_words_that_are_far_leave_no_denormal_numbers():
+    """Products with them are several times slower; a whole question is projected in their time."""
+    torch.manual_seed(0)
+    words = Words(torch.randn(50, 12) * 30)
+    shares = words.shares(words.table[:9] + 0.1)
+    assert (shares.argmax(-1) == torch.arange(9)).all() and shares.amax(-1).min() > 0.999
+    assert shares.min() > torch.finfo(torch.float32).tiny
+    plain = torch.softmax(words.focus.exp() * words(words.table[:9] + 0.1), dim=-1)
+    assert plain.min() == 0 and torch.allclose(shares, plain, atol=1e-20)

@@ -10,7 +10,7 @@ import numpy as np
 from sensorium.generators.base import BLANK
 from sensorium.loading import Lazy
 from sensorium.perception import Perception
-from sensorium.projectors.units import UnitProjector, UnitStream
+from sensorium.projectors.units import UnitProjector
 
 if TYPE_CHECKING:
     from sensorium.model import Model
@@ -45,7 +45,7 @@ class RandomProjector:
         return np.asarray(mapped * np.sqrt(np.mean(known**2) / np.mean(mapped**2)), np.float32)
 
 
-class RandomUnits:
+class RandomUnits(UnitProjector):
     """A random linear map of the same frames to units, as many a token as the trained projector gives on average.
 
     Args:
@@ -57,15 +57,12 @@ class RandomUnits:
     """Share of slots that hold a unit: some five of sixteen."""
 
     def __init__(self, trained: UnitProjector, seed: int = 0) -> None:
+        # what a `UnitProjector` says of its file, without one
         self.dim, self.letters, self.upsample, self.units = (
             trained.dim, trained.letters, trained.upsample, trained.units
         )  # fmt: skip
         random = np.random.default_rng(seed)
         self._weights = random.standard_normal((2 * self.dim, self.upsample * (self.units + 1)), np.float32)
-
-    def stream(self) -> UnitStream:
-        """As of the trained one."""
-        return UnitStream(self)
 
     def run(self, states: Any, embeds: Any, before: Any, letters: Any, past: Any, start: int) -> tuple[Any, Any]:
         """Logits of n frames, and no cache."""

@@ -6,7 +6,6 @@ No torch. A token costs the same wherever it stands: layers run once for it, ove
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,24 +86,6 @@ class UnitProjector:
         return logits[0], present
 
 
-class UnitRunner(Protocol):
-    """What a stream asks of a projector; see `UnitProjector`."""
-
-    dim: int
-    letters: int
-
-    def run(
-        self,
-        states: Floats,
-        embeds: Floats,
-        before: Floats,
-        letters: NDArray[np.int64],
-        past: Floats | None,
-        start: int,
-    ) -> tuple[Floats, Floats]:
-        """See `UnitProjector.run`."""
-
-
 class UnitStream:
     """One utterance: `push` each token as it is generated, `flush` behind the last.
 
@@ -113,7 +94,7 @@ class UnitStream:
     (`training.speak_task.frames_of`).
     """
 
-    def __init__(self, projector: UnitRunner) -> None:
+    def __init__(self, projector: UnitProjector) -> None:
         self._projector = projector
         self._past: Floats | None = None
         self._frames = 0
