@@ -25,7 +25,7 @@ def text(value: str, at: int, align: int) -> bytes:
 
 
 def dialogue(joe: list[tuple[int, str]], other: list[tuple[int, str]], again: tuple[str, str]) -> bytes:
-    body = bytearray(32)
+    body = bytearray(32 + 96)  # a tree of one level
     places = []
     for lines in (joe, other):
         places.append(len(body))
@@ -35,7 +35,7 @@ def dialogue(joe: list[tuple[int, str]], other: list[tuple[int, str]], again: tu
     places.append(len(body))
     for said in again:
         body += text(said, len(body), 2)
-    body[:10] = struct.pack(">5h", 0, 1, 7, len(joe), len(other))
+    body[:10] = struct.pack(">5h", -1, 1, 7, len(joe), len(other))
     body[22:28] = struct.pack(">3H", places[1], 0, places[2])
     return bytes(20) + bytes(body)
 
@@ -63,10 +63,14 @@ def queen(tmp_path):
     with wave.open(sound, "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes((np.sin(np.arange(800)) * 9000).astype("<i2").tobytes())
-    recorded = ("07000AJ1", "07001FP1", "07001FP4", "07XXXXP1", "C1A__021", "C1A__023", "JOE00421")
+    recorded = ("07000AJ1", "07001FP1", "07001FP2", "07001FP4", "07XXXXP1", "C1A__031", "C1A__033", "JOE00421")
     members = {
-        "BOB2.DOG": dialogue([(10, "Are you there?*01")], [(31, "Look at that!*01*GDStop.*FRHere!")], ("Hey you.", "")),
-        "C1A.CUT": scene(["", "*15What is that?*XY00(237,112)It's my boat.*01"]),
+        "BOB2.DOG": dialogue(
+            [(9, "Hey, you*0"), (10, "Are you there?*01")],
+            [(30, "Stop."), (31, "Look at that!*01Never.*GDStop.*FRHere!")],
+            ("Hey you.", ""),
+        ),
+        "C1A.CUT": scene(["", "*FR*01", "*15What is that?*XY00(237,112)It's my boat.*01"]),
         "QUEEN2.JAS": b"Nobody recorded this*24\r\nOver here!*24\r\n",
         **{f"{name}.SB": sound.getvalue() for name in recorded},
     }
@@ -81,7 +85,7 @@ def test_a_stretch_of_a_line_goes_with_its_recording(queen):
         ("07001FP1", "Look at that!", "bob"),
         ("07001FP4", "Here!", "bob"),
         ("07XXXXP1", "Hey you.", "bob"),
-        ("C1A__023", "It's my boat.", "scene c1a"),
+        ("C1A__033", "It's my boat.", "scene c1a"),
         ("JOE00421", "Over here!", "joe"),
     ]
 
