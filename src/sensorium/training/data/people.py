@@ -1,8 +1,8 @@
 """Recordings of people speaking English, with what they say, to learn listening from.
 
-Actors of an adventure game say its dialogues, which are its subtitles too. None of these people speaks in the
-evaluation (`evaluation.human_voices`), and no text repeats a held-out question. What is no plain sentence is left out:
-shouts, the talk of apes and parrots, codes, digits (who knows how they were read?), and the clips that
+Actors of an adventure game of 1995 say its dialogues, which are its subtitles too. The evaluation has recordings from
+elsewhere (`evaluation.human_voices`); no text repeats one of those or a held-out question. What is no plain sentence is
+left out: shouts, the talk of apes and parrots, codes, digits (who knows how they were read?), and the clips that
 `people_left_out.txt` names: of a seventh that was checked, those in which Whisper tiny.en heard at most half of the
 words, and all that last longer than 0.3 s a letter.
 """
