@@ -142,7 +142,7 @@ KINDS: dict[str, Kind] = {
     "stack": Kind(
         "stack",
         "StackProjector",
-        {"stack": 8, "hidden": 1024, "depth": 0, "context": 2, "width": 512, "words": 0},
+        {"stack": 8, "hidden": 1024, "depth": 0, "context": 2, "width": 512, "words": 0, "keys": 256},
         along_time,
         lambda options, frames: -(-frames // int(options["stack"])),
     ),

@@ -7,6 +7,8 @@ is shorter than most words. So `depth` layers before the MLP may look at `contex
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,32 +60,37 @@ class Look(nn.Module):
 
 
 class Words(nn.Module):
-    """Rows of the LLM's embedding table as classes of frames; the first one is read over between words.
+    """Tokens of the LLM as what frames are: by how they sound, and as what the LLM reads. The first one stands between
+    words, where the LLM reads over it.
 
     Args:
-        table: [words, dim], frozen.
+        table: [words, dim] rows of the LLM's embedding table, frozen.
+        keys: width of a key; a frame says a word by pointing to its key. In training keys are made from how words are
+            spelt and pronounced (`training.listen_words`), so that one that was never heard has its place, too.
     """
 
     table: Tensor
+    keys: Tensor
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, keys: int) -> None:
         super().__init__()
         self.register_buffer("table", table.float())
-        self.prior = nn.Parameter(torch.ones(1))  # of the first row
-        self.scale = nn.Parameter(torch.zeros(1))  # e^0: squared distances between rows are about 20 in SmolLM2
+        self.register_buffer("keys", torch.zeros(len(table), keys))
+        self.prior = nn.Parameter(torch.zeros(1))  # of the first one
+        self.scale = nn.Parameter(torch.full((1,), math.log(3 / math.sqrt(keys))))
         self.focus = nn.Parameter(torch.full((1,), FOCUS))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """[..., dim] -> logits [..., words]: minus half the squared distance to each row, times a scale."""
-        near = self.scale.exp() * (frames @ self.table.T - 0.5 * self.table.pow(2).sum(-1))
+        """[..., keys] -> logits [..., words]."""
+        near = self.scale.exp() * (frames @ self.keys.T)
         return torch.cat((near[..., :1] + self.prior, near[..., 1:]), dim=-1)
 
     def mean(self, frames: Tensor) -> Tensor:
-        """[..., dim] -> the mean row [..., dim] under `shares`."""
+        """[..., keys] -> the mean row [..., dim] under `shares`."""
         return self.shares(frames) @ self.table
 
     def shares(self, frames: Tensor) -> Tensor:
-        """[..., dim] -> [..., words] that sum to 1: a softmax that is e^focus as sharp as the logits are."""
+        """[..., keys] -> [..., words] that sum to 1: a softmax that is e^focus as sharp as the logits are."""
         near = self.focus.exp() * self(frames)
         return torch.softmax((near - near.amax(dim=-1, keepdim=True)).clamp(min=-FARTHEST), dim=-1)
 
@@ -101,6 +108,7 @@ class StackProjector(nn.Module):
         context: how many stacks on either side a layer sees.
         width: of those layers.
         words: how many token embeddings the output is a mean of; 0 for an output that is free.
+        keys: width of what tells these from each other.
         table: these embeddings [words, out_dim]; zeros where None, to be loaded.
     """
 
@@ -115,6 +123,7 @@ class StackProjector(nn.Module):
         context: int = 2,
         width: int = 512,
         words: int = 0,
+        keys: int = 256,
         table: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -122,9 +131,10 @@ class StackProjector(nn.Module):
         self.norm = nn.Parameter(torch.ones(stack * dim))
         self.reduce = nn.Linear(stack * dim, width, bias=False) if depth else nn.Identity()
         self.looks = nn.ModuleList(Look(width, context, hidden) for _ in range(depth))
-        self.mlp = SwiGLU(width if depth else stack * dim, hidden, out_dim)
-        self.bias = nn.Parameter(torch.zeros(out_dim))
-        self.words = Words(torch.zeros(words, out_dim) if table is None else table) if words else None
+        points = keys if words else out_dim
+        self.mlp = SwiGLU(width if depth else stack * dim, hidden, points)
+        self.bias = nn.Parameter(torch.zeros(points))
+        self.words = Words(torch.zeros(words, out_dim) if table is None else table, keys) if words else None
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """
@@ -140,12 +150,19 @@ class StackProjector(nn.Module):
         return frames if self.words is None else self.words.mean(frames)
 
     def frames(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """[B, n, out_dim], before it is compared with the embeddings of words; arguments as of `forward`."""
+        """[B, n, keys], what points to words (without words [B, n, out_dim]); arguments as of `forward`."""
+        return self.both(features, lengths)[1]
+
+    def both(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the first half of the layers makes of it, [B, n, width], from which training has it tell the sounds of
+        the language; and `frames`."""
         x = plain_norm(stacked(features, self.stack)) * self.norm
-        x = self.reduce(x)
-        for look in self.looks:
+        x = heard = self.reduce(x)
+        for number, look in enumerate(self.looks, start=1):
             x = look(x if lengths is None else x * self._inside(x, lengths))
-        return self.mlp(plain_norm(x) if len(self.looks) else x) + self.bias
+            if number == (len(self.looks) + 1) // 2:
+                heard = x
+        return heard, self.mlp(plain_norm(x) if len(self.looks) else x) + self.bias
 
     def _inside(self, x: Tensor, lengths: Tensor) -> Tensor:
         """[B, n, 1]: 1 where a position belongs to its sound."""

@@ -16,7 +16,6 @@ class ListenProjectorRecipe(Strict):
 
     kind: Literal["stack"] = "stack"
     options: dict[str, Any] = Field(default_factory=dict)
-    words: bool = True  # the output is a mean of the embeddings of all tokens that were said in training
 
     @model_validator(mode="after")
     def _fits(self) -> ListenProjectorRecipe:
@@ -35,7 +34,7 @@ class ListenProjectorRecipe(Strict):
 class ListenData(Strict):
     """Spoken texts, by shards of 400 (`training.listen_store`), and the LLM's answers to some of them."""
 
-    shards: Annotated[dict[Literal["broad", "words"], Count], Field(min_length=1)]  # by mixture of texts and voices
+    shards: Annotated[dict[Literal["broad", "words", "people"], Count], Field(min_length=1)]  # by mixture
     answers: Count = 6000  # texts of the shards that get an answer, the first ones
     answer_tokens: Annotated[int, Field(ge=1, le=256)] = 16
     repeat: Share = 0.3  # of texts that the LLM is also asked to repeat
@@ -48,7 +47,7 @@ class ListenTrain(Limits):
     learning_rate: Rate = 1e-3
     positions: Annotated[int, Field(ge=8, le=1 << 20)] = 1024
     feature_dropout: Share = 0.0  # of feature channels, for each utterance anew
-    pull: Annotated[float, Field(ge=0)] = 0.02  # of the distance to the rows of the table, beside CTC
+    sounds: Annotated[float, Field(ge=0)] = 0.0  # weight of telling phonemes beside words
     others: Count | None = None  # tokens that what was said is told from, drawn for each batch; null for all
     align: Annotated[float, Field(ge=0)] = 0.0  # weight of the alignment beside distillation
     temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sensorium import hub
+from sensorium import generators, hub
 from sensorium.backbones.gguf import GGUF
 from sensorium.backbones.spec import spec_from_gguf
 from sensorium.backbones.threads import physical_cores
@@ -34,6 +34,7 @@ from sensorium.training.listen_prompt import ListenPrompt
 from sensorium.training.listen_recipe import ListenRecipe
 from sensorium.training.listen_store import ListenStore, Utterance
 from sensorium.training.listen_task import AlignTask, DistilTask
+from sensorium.training.listen_words import Pronunciation, Sounds, WordKeys, pieces
 from sensorium.training.loop import train_loop
 from sensorium.training.objectives.align import TokenRows
 from sensorium.training.output import check_same, going_on, held, keep_recipe, output_of, show_recipe
@@ -107,16 +108,17 @@ class ListenRun:
         self.test = ListenTest(tested, self.llm, self.prompt, self.tokenizer.encode)
         with torch.no_grad():
             table = self.llm.embed(torch.arange(self.llm.shape.vocab)).float()
-        said = sorted({token for ids in (*self.heard.tokens, *tested.tokens) for token in ids})
+        said = sorted({token for ids in self.heard.tokens for token in ids})
         torch.manual_seed(plan.data.seed)
-        blank = self.tokenizer.encode(BLANK)[0]
-        own: dict[str, Any] = {}
-        if plan.projector.words:
-            self.options["words"] = 1 + len(said)
-            own["table"] = table[torch.tensor([blank, *said])].half().float()
+        self.options["words"] = 1 + len(said)
+        classes = torch.tensor([self.tokenizer.encode(BLANK)[0], *said])
         make = torch_class(plan.projector.kind)
-        self.projector = make(encoder.spec.dim, self.llm.shape.dim, None, **self.options, **own)
-        self.rows = TokenRows.of(table, said, blank) if not own else TokenRows(self.projector.words, said)
+        own = {**self.options, "table": table[classes].half().float()}
+        self.projector = make(encoder.spec.dim, self.llm.shape.dim, None, **own)
+        self.rows = TokenRows(self.projector.words, said)
+        self.pronounced = Pronunciation(generators.create("hibari"))
+        self.keys = WordKeys([self._pieces(token) for token in said], self.options["keys"])
+        self.sounds = Sounds(self.options["width"], len(self.pronounced.symbols)) if plan.align.sounds else None
         self.results: dict[str, Any] = {}
 
     def run(self) -> Path:
@@ -155,6 +157,7 @@ class ListenRun:
             say(f"{stage} {p.step:5d}  loss {p.loss:.4f}  {parts}  {speed}")
 
         def snapshot(step: int) -> None:
+            task.settle()
             found = {
                 "spoken": share(self.test.spoken(self._project, few)),
                 "token_errors": round(
@@ -166,18 +169,25 @@ class ListenRun:
 
         facts = {
             "stage": stage,
-            "projector": {"kind": self.plan.projector.kind, **self.options, "words": self.plan.projector.words},
+            "projector": {"kind": self.plan.projector.kind, **self.options},
             BACKBONE: self.llm.shape.fingerprint,
             "encoder": self.encoder_spec.fingerprint,
             "seed": recipe.seed,
         }
         again = self.resume and (directory / checkpoint.FILE).is_file()
-        return train_loop(
+        taken = train_loop(
             task, recipe, directory, resume=again, facts=facts, stopping=stopping, report=report, snapshot=snapshot
         )
+        task.settle()
+        return taken
+
+    def _pieces(self, token: int) -> list[str]:
+        return pieces(self.tokenizer.decode([token]), self.pronounced)
 
     def _align(self) -> AlignTask:
-        return AlignTask(self.projector, self.rows, self.heard, range(len(self.heard)), self.plan.align)
+        said = [self.pronounced.numbers(each.text) for each in self.heard.utterances] if self.sounds else []
+        numbers = range(len(self.heard))
+        return AlignTask(self.projector, self.rows, self.heard, numbers, self.plan.align, self.keys, self.sounds, said)
 
     def _distil(self) -> DistilTask:
         data = self.plan.data

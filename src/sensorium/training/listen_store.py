@@ -13,18 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sensorium import hub
 from sensorium.errors import SensoriumError
-from sensorium.training.data import spoken_questions, voices
+from sensorium.training.data import people, spoken_questions, voices
 from sensorium.training.data.spoken_sentences import Said, Sentences
 
-VERSION = "1"  # of texts, voices and disturbances
+VERSION = "2"  # of texts, voices and disturbances
 SHARD = 400
+PEOPLE = "people"
 SENTENCES = 60  # held-out sentences of the test shard, by each voice
 
 
@@ -37,6 +38,21 @@ class Utterance:
     voice: str
     start: int
     end: int
+
+
+class Speaker(Protocol):
+    """A voice, or one recording of one."""
+
+    @property
+    def engine(self) -> str:
+        """What makes the sound."""
+
+    @property
+    def name(self) -> str:
+        """Who speaks."""
+
+    def say(self, text: str) -> voices.Samples:
+        """A text as mono sound at 16 kHz, without the silence around it."""
 
 
 class Shard:
@@ -59,7 +75,7 @@ class ListenStore:
         encoder: the frozen speech encoder.
         encode: the tokenizer's; it says which words are common.
         seed: of everything that is drawn.
-        mixture: of texts and voices (`spoken_sentences.MIXTURES`).
+        mixture: of texts and voices (`spoken_sentences.MIXTURES`), or "people" for recordings (`data.people`).
         say: takes a line about what is being made.
     """
 
@@ -84,13 +100,20 @@ class ListenStore:
         """Test questions and held-out sentences by every test voice, every other one disturbed."""
         return self._kept("test", self._test)
 
-    def _drawn(self, number: int) -> Iterator[tuple[Said, voices.Voice, np.random.Generator]]:
+    def _drawn(self, number: int) -> Iterator[tuple[Said, Speaker, np.random.Generator]]:
+        if self.mixture == PEOPLE:
+            recordings = people.recordings()
+            order = np.random.default_rng([self.seed, 1 << 21]).permutation(len(recordings))
+            for i in range(SHARD):  # each once, then each again with another disturbance
+                one = recordings[int(order[(number * SHARD + i) % len(order)])]
+                yield Said(one.text, PEOPLE), one, np.random.default_rng([self.seed, number, i])
+            return
         texts = Sentences(self.encode)
         for i in range(SHARD):
             rng = np.random.default_rng([self.seed, number, i])
             yield texts.draw(rng, mixture=self.mixture), voices.draw(rng, self.mixture), rng
 
-    def _test(self) -> Iterator[tuple[Said, voices.Voice, np.random.Generator | None]]:
+    def _test(self) -> Iterator[tuple[Said, Speaker, np.random.Generator | None]]:
         rng = np.random.default_rng([self.seed, 1 << 20])
         texts = Sentences(self.encode)
         asked = [Said(each.question, "test questions") for each in spoken_questions.questions("test")]
@@ -103,7 +126,7 @@ class ListenStore:
             for i, each in enumerate([*asked, *sentences]):
                 yield each, voice, np.random.default_rng([self.seed, k, i]) if (i + k) % 2 else None
 
-    def _kept(self, name: str, drawn: Callable[[], Iterator[tuple[Said, voices.Voice, Any]]]) -> Shard:
+    def _kept(self, name: str, drawn: Callable[[], Iterator[tuple[Said, Speaker, Any]]]) -> Shard:
         path = self.directory / f"{name}.npy"
         if not path.is_file():
             with hub.file_lock(path):
@@ -111,7 +134,7 @@ class ListenStore:
                     self._make(path, drawn())
         return Shard(path)
 
-    def _make(self, path: Path, drawn: Iterator[tuple[Said, voices.Voice, Any]]) -> None:
+    def _make(self, path: Path, drawn: Iterator[tuple[Said, Speaker, Any]]) -> None:
         began, at = time.monotonic(), 0
         features: list[NDArray[np.float16]] = []
         utterances: list[Utterance] = []

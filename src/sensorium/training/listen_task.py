@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sensorium.training.backbone import Backbone
@@ -14,34 +15,51 @@ from sensorium.training.listen_answers import Answers
 from sensorium.training.listen_heard import Batch, Drawn, Heard
 from sensorium.training.listen_prompt import ListenPrompt
 from sensorium.training.listen_recipe import ListenTrain
+from sensorium.training.listen_words import Sounds, WordKeys
 from sensorium.training.loop import Loss
 from sensorium.training.objectives.align import TokenRows, align
 from sensorium.training.objectives.distill import distill
 
 
 class AlignTask:
-    """Frames near the embeddings of the tokens that were said; the LLM itself does not run.
+    """Frames point to the tokens that were said; the LLM itself does not run.
 
     Args:
         projector: what learns.
-        rows: classes, whose scale and the blank's prior learn too.
+        rows: its words, as classes.
         heard: utterances.
         numbers: which of them are used.
         recipe: rate, batch size, seed.
+        keys: makes the words' keys, and learns; those that the words have where None.
+        sounds: tells phonemes beside, and learns.
+        said: phonemes of each utterance of ``heard``, as numbers from 1.
     """
 
     def __init__(
-        self, projector: Any, rows: TokenRows, heard: Heard, numbers: Sequence[int], recipe: ListenTrain
+        self,
+        projector: Any,
+        rows: TokenRows,
+        heard: Heard,
+        numbers: Sequence[int],
+        recipe: ListenTrain,
+        keys: WordKeys | None = None,
+        sounds: Sounds | None = None,
+        said: Sequence[Sequence[int]] = (),
     ) -> None:
         self.projector, self.rows, self.heard, self.recipe = projector, rows, heard, recipe
+        self.keys, self.sounds, self.said = keys, sounds, said
         self.drawn = Drawn(heard.frames, numbers, recipe.positions, heard.stack)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The projector, and the scale and the prior of the classes, which are the projector's own where it has any."""
-        parts = {"projector": self.projector}
-        if self.projector.words is not self.rows.words:
-            parts["words"] = self.rows.words
-        return {f"{part}.{name}": each for part, module in parts.items() for name, each in module.named_parameters()}
+        """The projector, and what makes keys and tells phonemes while it learns."""
+        parts = {"projector": self.projector, "keys": self.keys, "sounds": self.sounds}
+        there = ((part, module) for part, module in parts.items() if module is not None)
+        return {f"{part}.{name}": each for part, module in there for name, each in module.named_parameters()}
+
+    def settle(self) -> None:
+        """Give the projector the keys that have been learnt."""
+        if self.keys is not None:
+            self.rows.words.keys.copy_(self.keys.all())
 
     def rate(self, name: str) -> float:
         """One for all."""
@@ -54,11 +72,10 @@ class AlignTask:
             batch = self.heard.cut(self.drawn.step(rng), rng)
             yield dropped(batch, self.recipe.feature_dropout, rng)
 
-    def project(self, batch: Batch) -> Tensor:
-        """[B, positions, dim] in float32, before it is read as words."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            frames: Tensor = self.projector.frames(batch.features, batch.lengths)
-        return frames.float()
+    def project(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What half of the layers hear, [B, positions, width], and what points to words, [B, positions, keys]."""
+        heard, frames = self.projector.both(batch.features, batch.lengths)
+        return heard, frames
 
     def aligned(self, frames: Tensor, batch: Batch) -> tuple[Tensor, float]:
         """The loss of `objectives.align`."""
@@ -66,12 +83,32 @@ class AlignTask:
         if self.recipe.others:
             rng = np.random.default_rng([self.recipe.seed, *batch.numbers[:8]])
             others = [int(i) for i in rng.integers(1, 1 + len(self.rows.tokens), size=self.recipe.others)]
-        return align(self.rows, frames, said, pull=self.recipe.pull, others=others)
+        among, own = self.rows.drawn(said, others)
+        keys = self.rows.words.keys[[0, *among]] if self.keys is None else self.keys(among)
+        return align(self.rows, frames, keys, among, own, said)
+
+    def sounded(self, heard: Tensor, batch: Batch) -> Tensor:
+        """Mean CTC loss per phoneme; of what is said too fast, nothing is learnt."""
+        assert self.sounds is not None
+        said = [self.said[i] for i in batch.numbers]
+        counts = torch.tensor([len(each) for each in said])
+        padded = torch.tensor([[*each, *[0] * (int(counts.max()) - len(each))] for each in said])
+        logs = F.log_softmax(self.sounds(heard).float(), dim=-1).transpose(0, 1)
+        lengths = torch.full((len(said),), len(logs))
+        loss = F.ctc_loss(logs, padded, lengths, counts, reduction="sum", zero_infinity=True)
+        return loss / max(int(counts.sum()), 1)
 
     def loss(self, batch: Batch) -> Loss:
-        """Mean CTC loss per token."""
-        loss, number = self.aligned(self.project(batch), batch)
-        return Loss(loss, number, batch.positions * len(batch.numbers))
+        """Mean CTC loss per token, and per phoneme."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            heard, frames = self.project(batch)
+            loss, number = self.aligned(frames, batch)
+            parts = {}
+            if self.sounds is not None:
+                phonemes = self.sounded(heard, batch)
+                parts = {"words": float(loss.detach()), "phonemes": float(phonemes.detach())}
+                loss = loss + self.recipe.sounds * phonemes
+        return Loss(loss, number, batch.positions * len(batch.numbers), parts)
 
     def stepped(self) -> None:
         """Nothing to clamp."""
@@ -102,8 +139,8 @@ class DistilTask(AlignTask):
 
     def loss(self, batch: Batch) -> Loss:
         """Divergence from the teacher on answers, and the alignment."""
-        frames = self.project(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            _, frames = self.project(batch)
             embeds = self.projector.read(frames)
         said = [self.heard.tokens[i] for i in batch.numbers]
         texts = [self.heard.utterances[i].text for i in batch.numbers]
@@ -115,7 +152,8 @@ class DistilTask(AlignTask):
         )
         parts = {"distil": float(loss.detach())}
         if self.recipe.align:
-            aligned, _ = self.aligned(frames, batch)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+                aligned, _ = self.aligned(frames, batch)
             parts["align"] = float(aligned.detach())
             loss = loss + self.recipe.align * aligned
         return Loss(loss, weight, int(rows.ids.size), parts)

@@ -14,12 +14,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sensorium import hub
-from sensorium.training.data import amazon_queen, spoken, spoken_questions
+from sensorium.training.data import amazon_queen, spoken, spoken_questions, voices
 
 PACKAGES = {
     "adventure": hub.Part(
@@ -57,6 +58,16 @@ class Recording:
     speaker: str
     begin: int = 0
     size: int | None = None
+    engine: ClassVar = "people"
+
+    @property
+    def name(self) -> str:
+        """The speaker, as of a `voices.Voice`."""
+        return self.speaker
+
+    def say(self, text: str) -> NDArray[np.float32]:
+        """The sound without the silence around it, as of a `voices.Voice`; nothing but its own text can be said."""
+        return voices.trimmed(self.sound())
 
     def sound(self) -> NDArray[np.float32]:
         """Mono samples at 16 kHz, -1..1.

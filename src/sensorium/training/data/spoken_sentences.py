@@ -1,8 +1,8 @@
 """What is said aloud to a projector that learns to listen: short questions, commands, sentences and phrases.
 
-Sources: example sentences of WordNet, templates about common nouns, the training half of `spoken_questions`, sentences
-with the names that questions are about (so that a held-out question asks nothing in unknown words), and phrases of
-random words, which a listener cannot guess. A text is in the test half by its digest.
+Sources: example sentences and definitions of WordNet, templates about common nouns, the training half of
+`spoken_questions`, sentences with the names that questions are about, and phrases of random words, which a listener
+cannot guess. A text is in the test half by its digest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ import numpy as np
 from sensorium.training.data import spoken, spoken_questions
 
 MIXTURES: dict[str, dict[str, float]] = {
-    "broad": {"examples": 0.38, "phrases": 0.20, "about": 0.16, "questions": 0.14, "things": 0.12},
+    "broad": {
+        "examples": 0.34,
+        "definitions": 0.14,
+        "things": 0.14,
+        "about": 0.14,
+        "phrases": 0.12,
+        "questions": 0.12,
+    },
     "words": {"lists": 0.55, "common": 0.25, "things": 0.20},
 }
 """How often each source is drawn. A word must be heard some twenty times before it is known in another sentence, so
@@ -66,6 +73,7 @@ class Sentences:
         self.encode = encode
         self.sources: dict[str, Callable[[np.random.Generator], str]] = {
             "examples": self._example,
+            "definitions": self._definition,
             "phrases": self._phrase,
             "about": self._noun,
             "questions": self._question,
@@ -100,16 +108,15 @@ class Sentences:
 
     @cached_property
     def examples(self) -> list[str]:
-        """WordNet's example sentences of three to ten words, with one uncommon word at most."""
-        known = {word.lower() for word in self.words}
-        found: dict[str, None] = {}
-        for gloss in spoken.glosses():
-            for text in re.findall(r'"([^"]+)"', gloss):
-                words = re.findall(r"[A-Za-z']+", text)
-                plain = re.fullmatch(r"[A-Za-z ,'?!.]+", text)
-                if plain and 3 <= len(words) <= 10 and sum(word.lower() not in known for word in words) <= 1:
-                    found[text.strip()] = None
-        return list(found)
+        """WordNet's example sentences of three to twelve words."""
+        quoted = (text for gloss in spoken.glosses() for text in re.findall(r'"([^"]+)"', gloss))
+        return list(dict.fromkeys(text.strip() for text in quoted if _plain(text)))
+
+    @cached_property
+    def definitions(self) -> list[str]:
+        """WordNet's definitions of three to twelve words, up to the first semicolon."""
+        first = (gloss.partition(";")[0].strip() for gloss in spoken.glosses())
+        return list(dict.fromkeys(text for text in first if _plain(text)))
 
     @cached_property
     def _asked(self) -> list[str]:
@@ -122,6 +129,9 @@ class Sentences:
     def _example(self, rng: np.random.Generator) -> str:
         text = _one(self.examples, rng)
         return text[:1].upper() + text[1:].rstrip(".?!") + ("?" if text.endswith("?") else ".")
+
+    def _definition(self, rng: np.random.Generator) -> str:
+        return spoken_questions.capital(_one(self.definitions, rng)) + "."
 
     def _list(self, rng: np.random.Generator) -> str:
         named = [_one(self._things, rng) for _ in range(int(rng.integers(2, 6)))]
@@ -151,6 +161,11 @@ class Sentences:
 
 def _one(pool: Sequence[str], rng: np.random.Generator) -> str:
     return pool[int(rng.integers(len(pool)))]
+
+
+def _plain(text: str) -> bool:
+    """Whether a text is three to twelve words and nothing else."""
+    return bool(re.fullmatch(r"[A-Za-z ,'?!.]+", text)) and 3 <= len(re.findall(r"[A-Za-z']+", text)) <= 12
 
 
 def held_out(text: str) -> bool:

@@ -38,7 +38,7 @@ _VARIANTS = (
 )  # fmt: skip
 _FLITE = ("rms", "kal16", "awb")
 SHARES: dict[str, dict[Engine, float]] = {
-    "broad": {"espeak": 0.70, "flite": 0.16, "hibari": 0.14},
+    "broad": {"espeak": 0.60, "flite": 0.26, "hibari": 0.14},
     "words": {"espeak": 0.82, "flite": 0.18},
 }
 """Of what training hears, by mixture of texts and synthesiser: hibari's voice is the most natural and costs ten times
