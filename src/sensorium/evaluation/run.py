@@ -42,7 +42,8 @@ def evaluate(
         suites: names of `SUITES`; none means `USUAL`.
         model: name or directory of the composition.
         projector_only: a composition without LoRA to show beside it.
-        split: photographs of the development or of the test half. The test half is for results, not for choices.
+        split: photographs and spoken questions of the development or of the test half. The test half is for results,
+            not for choices.
         catalogue: a catalogue of training pictures (JSON lines); scenes are made of its test half. None takes the one
             that training uses, and builds it when it is not in the cache (a large download, said beforehand); where
             that cannot be done, a note says why, and the photographs alone are evaluated.

@@ -36,7 +36,7 @@ class ListenTest:
 
     def __init__(self, heard: Heard, llm: Backbone, prompt: ListenPrompt, encode: Callable[[str], list[int]]) -> None:
         self.heard, self.llm, self.prompt, self.encode = heard, llm, prompt, encode
-        self.questions = {each.question: each for each in spoken_questions.questions("test")}
+        self.questions = {each.question: each for each in spoken_questions.questions("dev")}
         self.asked = [i for i, each in enumerate(heard.utterances) if each.text in self.questions]
         self.sentences = [i for i, each in enumerate(heard.utterances) if each.source == "test sentences"]
 

@@ -116,7 +116,7 @@ class ListenStore:
     def _test(self) -> Iterator[tuple[Said, Speaker, np.random.Generator | None]]:
         rng = np.random.default_rng([self.seed, 1 << 20])
         texts = Sentences(self.encode)
-        asked = [Said(each.question, "test questions") for each in spoken_questions.questions("test")]
+        asked = [Said(each.question, "test questions") for each in spoken_questions.questions("dev")]
         sentences: list[Said] = []
         while len(sentences) < SENTENCES:
             said = texts.draw(rng, "test")

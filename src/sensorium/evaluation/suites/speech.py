@@ -1,7 +1,7 @@
 """The speech suite: what is understood of speech, what is said, and how soon.
 
 Questions and pictures are those that training held out, spoken by synthetic voices that it held out; and recordings of
-two people, the like of whom it never heard.
+two people, the like of whom it never heard. Of either split, "dev" is for choices and "test" for results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sensorium.model import Model
 
 RATE = 16_000
-QUESTIONS, SEEN_EACH, RECORDINGS, ANSWERS, TIMED = 200, 50, 120, 24, 15
+SEEN_EACH, RECORDINGS, ANSWERS, TIMED = 50, 120, 24, 15
 SPOKEN, SEEN, PEOPLE = (
     "spoken questions, held-out voices",
     "spoken yes/no about photographs, held-out voices",
@@ -32,6 +32,14 @@ SPOKEN, SEEN, PEOPLE = (
 )
 SOON = "question of two seconds to first sound, seconds"
 REPEAT = "Repeat this sentence."
+SPLIT_NOTES = {
+    "dev": "Spoken questions and photographs are a development set: choices of the training were made by looking at "
+    "them. Recordings of people were not.",
+    "test": "Spoken questions are of a table of their own, about things that no other question asks about; they were "
+    "chosen by what the language model reads, never by what is heard of them. They are spoken by voices that training "
+    "never heard. Nothing was chosen by recordings of people or by photographs either.",
+}
+"""What a scorecard says about what was asked, by split."""
 
 
 def evaluate_speech(
@@ -46,7 +54,7 @@ def evaluate_speech(
 
     Args:
         model: the composition; what it has no projector for is left out, with a note.
-        split: photographs of the development or of the test half.
+        split: spoken questions and photographs to choose by ("dev") or for results alone ("test").
         limit: at most so many items of each kind.
         progress: called with (done, all), from the beginning for each part.
         notes: further notes for the scorecard.
@@ -64,7 +72,7 @@ def evaluate_speech(
     rows: list[Row] = []
     facts: dict[str, Any] = {"split": split}
     if listens:
-        items = [*question_items(limit), *photo_items(split, limit), *people_items(limit)]
+        items = [*question_items(split, limit), *photo_items(split, limit), *people_items(limit)]
         by = ways(model, with_random_projector(model), lambda sound: hear(sound, RATE))
         with no_recogniser() as used:
             rows += listening_rows(items, by, progress)
@@ -72,10 +80,7 @@ def evaluate_speech(
             raise AssertionError(f"a recogniser ran on the direct path: {used}")
         facts |= {"spoken_items": len(items), "recogniser_calls_on_the_direct_path": len(used)}
         notes.append("No decoder of a recogniser ran on the direct path (call hooks).")
-        notes.append(
-            "Spoken questions and their voices are a development set: choices of the training were made by looking at "
-            "them. Recordings of people and photographs were not."
-        )
+        notes.append(SPLIT_NOTES[split])
     else:
         notes.append("The composition has no speech input projector.")
     said = evaluate_speaking(model, questions=_asked(limit), hear=hear, progress=progress)
@@ -86,11 +91,12 @@ def evaluate_speech(
     return Scorecard("speech", model.name, rows, facts, notes)
 
 
-def question_items(limit: int | None = None) -> list[SpokenItem]:
-    """Held-out questions, each in one of the held-out voices; every other one in a room, with noise, on a bad line."""
+def question_items(split: Literal["dev", "test"], limit: int | None = None) -> list[SpokenItem]:
+    """Questions of a split, each in one of the held-out voices; every other one in a room, with noise or a bad line."""
     from sensorium.training.data.spoken_questions import questions
 
-    asked = _some(questions("test"), min(limit or QUESTIONS, QUESTIONS))
+    asked = questions(split)
+    asked = _some(asked, limit or len(asked))
     sounds = held_out_voices([question.question for question in asked])
     return [
         SpokenItem(SPOKEN, one.question, sound, one.choices, one.answer, cluster=one.question)
@@ -181,7 +187,7 @@ def two_second_questions(number: int) -> list[np.ndarray]:
     from sensorium.training.data.voices import Voice
 
     voice, found = Voice("hibari", "heart"), []
-    for question in questions("test"):
+    for question in questions("dev"):
         sound = voice.say(question.question)
         if 1.7 * RATE <= len(sound) <= 2.05 * RATE:
             found.append(np.pad(sound, (0, max(0, 2 * RATE - len(sound))))[: 2 * RATE])

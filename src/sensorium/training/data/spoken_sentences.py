@@ -83,14 +83,15 @@ class Sentences:
         }
 
     def draw(self, rng: np.random.Generator, split: spoken_questions.Split = "train", mixture: str = "broad") -> Said:
-        """One text of a half; questions of the test half have their own place (`spoken_questions.questions`)."""
+        """One text of a half; there are two, so "dev" and "test" are the same one. What measures has its own place
+        (`spoken_questions.questions`): a text that holds one of those questions is never drawn."""
         shares = MIXTURES[mixture]
         while True:
             source = str(rng.choice(np.array(list(shares)), p=list(shares.values())))
             text = self.sources[source](rng)
             if spoken_questions.repeats_a_test(text):
                 continue
-            if source == "questions" or (held_out(text) == (split == "test")):
+            if source == "questions" or (held_out(text) == (split != "train")):
                 return Said(text, source)
 
     @cached_property
