@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from operator import attrgetter
 
 import numpy as np
 import pytest
 
+from sensorium.errors import SensoriumError
 from sensorium.evaluation.human_voices import Recording
 from sensorium.evaluation.random_projector import RandomProjector
+from sensorium.evaluation.recognisers import no_recogniser
 from sensorium.evaluation.suites import listening
-from sensorium.evaluation.suites.listening import SpokenItem, Way, listening_rows, no_recogniser, ways
+from sensorium.evaluation.suites.listening import SpokenItem, Way, listening_rows, ways
 from sensorium.media import load_audio, load_image
 
 
@@ -116,22 +119,82 @@ def test_a_random_projector_differs_in_nothing_but_what_it_knows(frames):
     assert np.sqrt(np.mean(first**2)) == pytest.approx(0.3, rel=1e-4)
 
 
-def test_recognisers_are_noticed(monkeypatch):
-    from sensorium.encoders import whisper
+@pytest.fixture(params=["ctranslate2.models.Whisper.generate", "faster_whisper.WhisperModel.transcribe"])
+def recogniser(request, monkeypatch):
+    """Makes a call of a recogniser: of one that was opened before, or of one of its own."""
+    module, *names, method = request.param.split(".")
+    owner = attrgetter(".".join(names))(pytest.importorskip(module))
+    monkeypatch.setattr(owner, method, lambda self, sound=None: "barks")
+    opened = owner.__new__(owner)
+    return lambda before=True, sound=None: getattr(opened if before else owner.__new__(owner), method)(sound)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_direct_path_that_transcribes_in_secret_is_caught(recogniser, before):
+    class Cheats(Knows):
+        def prepare(self, messages):
+            if messages[0].media:
+                recogniser(before)
+            return super().prepare(messages)
+
+    with pytest.raises(SensoriumError, match=r"recogniser ran .*(Whisper.generate|WhisperModel.transcribe)"):
+        rows(Cheats(FACTS, {0.25: "barks"}), Knows(FACTS, {}), lambda sound: "barks")
+
+
+def test_the_cascade_may_transcribe(recogniser):
+    found = rows(Knows(FACTS, {}), Knows(FACTS, {}), lambda sound: recogniser(sound=sound))
+    assert found["right answers"].scores["cascade"].value == pytest.approx(1 / 3)
+
+
+def test_who_transcribes_in_secret_while_it_speaks_is_caught(recogniser, monkeypatch):
+    from sensorium.evaluation import latency
+    from sensorium.evaluation.suites import speaking, speech
 
     class Model:
-        def encode(self):
-            return "features"
+        class parts:
+            class output:
+                get = staticmethod(lambda: "a projector")
 
-        def generate(self):
-            return "words"
+            class generator:
+                get = staticmethod(lambda: None)
 
-    monkeypatch.setattr(whisper, "open_whisper", lambda *args: Model())
-    with no_recogniser() as used:
-        model = whisper.open_whisper("a")
-        assert model.encode() == "features" and used == []
-        assert model.generate() == "words" and used == ["generate"]
-    assert isinstance(whisper.open_whisper("a"), Model)
+    secretly = []  # whether the direct way transcribes; the cascade's always does
+
+    def say(model, question, cascade, longest):
+        if longest == 4:  # what loads the parts
+            return None
+        return recogniser() if cascade or secretly else speaking.Said("", [], np.zeros(0), {})
+
+    def first_sound(model, sound, transcribe=None):
+        if transcribe:
+            transcribe(sound)
+        elif secretly:
+            recogniser()
+        return dict.fromkeys((*latency.STAGES, latency.WHOLE), 0.1)
+
+    monkeypatch.setattr(speaking, "say", say)
+    monkeypatch.setattr(speaking, "with_random_units", lambda model: model)
+    monkeypatch.setattr(latency, "first_sound", first_sound)
+    monkeypatch.setattr(speech, "two_second_questions", lambda number: [np.zeros(32_000, np.float32)] * number)
+    speech.measure_latency(Model, lambda sound, rate: recogniser(), 1)
+    secretly.append(True)
+    with pytest.raises(SensoriumError, match="recogniser ran"):
+        speech.measure_latency(Model, lambda sound, rate: "", 1)
+    with pytest.raises(SensoriumError, match="recogniser ran"):
+        speaking.evaluate_speaking(Model, questions=["Why?"], hear=lambda sound, rate: "")
+
+
+def test_every_decoder_of_the_real_whisper_is_watched_and_nothing_stays_behind():
+    models = pytest.importorskip("ctranslate2").models
+    before, opened = dict(vars(models.Whisper)), models.Whisper.__new__(models.Whisper)
+    with pytest.raises(SensoriumError, match=r"generate, .*align, .*detect_language"), no_recogniser() as used:
+        for name in ("encode", "generate", "align", "detect_language"):
+            with pytest.raises(TypeError):
+                getattr(opened, name)()  # without arguments
+    assert used == ["Whisper.generate", "Whisper.align", "Whisper.detect_language"]
+    assert dict(vars(models.Whisper)) == before
+    with no_recogniser():
+        pass
 
 
 def test_recordings_are_sentences(monkeypatch, tmp_path):

@@ -8,15 +8,15 @@ only what stands in the place of the words differs, and are scored alike.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sensorium.encoders import whisper
 from sensorium.evaluation import intervals
 from sensorium.evaluation.intervals import Estimate
+from sensorium.evaluation.recognisers import no_recogniser
 from sensorium.evaluation.scorecard import Row
 from sensorium.messages import Message
 
@@ -54,10 +54,14 @@ class SpokenItem:
 
 @dataclass(frozen=True)
 class Way:
-    """A way for what was said to reach a model: `put` gives what stands in the place of the words."""
+    """A way for what was said to reach a model: `put` gives what stands in the place of the words.
+
+    On a `direct` one the model hears the sound itself, and no recogniser may run.
+    """
 
     model: Model
     put: Callable[[SpokenItem], Any]
+    direct: bool = False
 
     def message(self, item: SpokenItem) -> Message:
         """What the user says."""
@@ -81,16 +85,20 @@ def ways(model: Model, random: Model, transcribe: Callable[[np.ndarray], str]) -
 
     return {
         "text": Way(model, lambda item: item.said),
-        "random projector": Way(random, sound),
+        "random projector": Way(random, sound, direct=True),
         "cascade": Way(model, transcript),
-        "model": Way(model, sound),
+        "model": Way(model, sound, direct=True),
     }
 
 
 def listening_rows(
     items: Sequence[SpokenItem], by: dict[str, Way], progress: Callable[[int, int], None] | None = None
 ) -> list[Row]:
-    """For each section its accuracy by way, the gap to the text, and how far the answers are from the text's."""
+    """For each section its accuracy by way, the gap to the text, and how far the answers are from the text's.
+
+    Raises:
+        SensoriumError: a recogniser ran on a direct way.
+    """
     rows = []
     done, every = 0, len(items) * len(by)
     for section in dict.fromkeys(item.section for item in items):
@@ -99,9 +107,12 @@ def listening_rows(
         right, apart = {}, {}
         answers = [written_answer(by["text"], item, seed) for seed, item in enumerate(chosen)]
         for name, way in by.items():
-            right[name] = np.array([is_right(way, item) for item in chosen], np.float64)
-            if name != "text":
-                apart[name] = np.array([divergence(by["text"], way, item, ids) for item, ids in zip(chosen, answers)])
+            with no_recogniser() if way.direct else contextlib.nullcontext():
+                right[name] = np.array([is_right(way, item) for item in chosen], np.float64)
+                if name != "text":
+                    apart[name] = np.array(
+                        [divergence(by["text"], way, item, ids) for item, ids in zip(chosen, answers)]
+                    )
             done += len(chosen)
             if progress:
                 progress(done, every)
@@ -150,29 +161,3 @@ def _weighed(way: Way, item: SpokenItem, answers: Sequence[str]) -> tuple[np.nda
 
 def _mean(values: np.ndarray, clusters: Sequence[str]) -> Estimate:
     return intervals.bootstrap(lambda weights: weights @ values / weights.sum(axis=-1), len(values), clusters)
-
-
-@contextlib.contextmanager
-def no_recogniser() -> Iterator[list[str]]:
-    """Inside, every use of a speech recogniser is noted: what proves that none runs on the direct path.
-
-    CTranslate2's Whisper has one way in for features (`encode`) and three that decode (`generate`, `align`,
-    `detect_language`); these three are watched on every Whisper that the encoders open, as is faster-whisper.
-    """
-    used: list[str] = []
-    opened = whisper.open_whisper
-
-    class Watched:
-        def __init__(self, model: Any) -> None:
-            self._model = model
-
-        def __getattr__(self, name: str) -> Any:
-            if name in ("generate", "align", "detect_language"):
-                used.append(name)
-            return getattr(self._model, name)
-
-    whisper.open_whisper = lambda *args, **kwargs: Watched(opened(*args, **kwargs))
-    try:
-        yield used
-    finally:
-        whisper.open_whisper = opened

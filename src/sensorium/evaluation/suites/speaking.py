@@ -9,6 +9,7 @@ whole answers.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from sensorium.evaluation import intervals
 from sensorium.evaluation.random_projector import with_random_units
+from sensorium.evaluation.recognisers import no_recogniser
 from sensorium.evaluation.scorecard import Row, Scorecard
 from sensorium.evaluation.speech_metrics import edits, words
 
@@ -60,6 +62,9 @@ def evaluate_speaking(
         hear: sound and its rate -> text; None for Whisper tiny.en.
         longest: tokens of an answer.
         progress: called with (done, all).
+
+    Raises:
+        SensoriumError: a recogniser ran while the model spoke.
     """
     asked = list(questions)
     hear = hear or listener()
@@ -72,7 +77,8 @@ def evaluate_speaking(
     found: dict[str, list[Said]] = {way: [] for way in ways}
     for done, question in enumerate(asked):
         for way, (one, cascade) in ways.items():
-            found[way].append(say(one, question, cascade, longest))
+            with contextlib.nullcontext() if cascade else no_recogniser():
+                found[way].append(say(one, question, cascade, longest))
         if progress:
             progress(done + 1, len(asked))
     rows = []

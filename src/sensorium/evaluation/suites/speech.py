@@ -15,9 +15,10 @@ from sensorium.errors import UsageError
 from sensorium.evaluation import latency
 from sensorium.evaluation.human_voices import Recording, recordings
 from sensorium.evaluation.random_projector import with_random_projector
+from sensorium.evaluation.recognisers import no_recogniser
 from sensorium.evaluation.scorecard import Row, Scorecard
 from sensorium.evaluation.speech_metrics import words
-from sensorium.evaluation.suites.listening import SpokenItem, listening_rows, no_recogniser, ways
+from sensorium.evaluation.suites.listening import SpokenItem, listening_rows, ways
 from sensorium.evaluation.suites.speaking import SECTION, Hear, evaluate_speaking, listener, median, rate
 
 if TYPE_CHECKING:
@@ -61,25 +62,21 @@ def evaluate_speech(
 
     Raises:
         UsageError: the composition neither listens nor speaks.
-        SensoriumError: recordings or synthetic voices cannot be had.
+        SensoriumError: recordings or synthetic voices cannot be had, or a recogniser ran on the direct path.
     """
     listens = "speech" in model.composition.spec.projectors
     speaks = model.parts.output.get() is not None
     if not (listens or speaks):
         raise UsageError(f"the model {model.name!r} has no projector for speech, neither in nor out.")
     hear = listener()
-    notes = list(notes or [])
+    notes = [*(notes or []), "No decoder of a speech recogniser ran on the direct path: every call is watched for."]
     rows: list[Row] = []
     facts: dict[str, Any] = {"split": split}
     if listens:
         items = [*question_items(split, limit), *photo_items(split, limit), *people_items(limit)]
         by = ways(model, with_random_projector(model), lambda sound: hear(sound, RATE))
-        with no_recogniser() as used:
-            rows += listening_rows(items, by, progress)
-        if used:
-            raise AssertionError(f"a recogniser ran on the direct path: {used}")
-        facts |= {"spoken_items": len(items), "recogniser_calls_on_the_direct_path": len(used)}
-        notes.append("No decoder of a recogniser ran on the direct path (call hooks).")
+        rows += listening_rows(items, by, progress)
+        facts["spoken_items"] = len(items)
         notes.append(SPLIT_NOTES[split])
     else:
         notes.append("The composition has no speech input projector.")
@@ -172,7 +169,11 @@ def measure_latency(
     found: dict[str, dict[str, list[float]]] = {"cascade": {}, **({"model": {}} if spoken else {})}
     for number, sound in enumerate(two_second_questions(rounds + 1)):
         for way, values in found.items():
-            spent = latency.first_sound(model, sound, transcribe=_to_text(hear) if way == "cascade" else None)
+            if way == "cascade":
+                spent = latency.first_sound(model, sound, transcribe=_to_text(hear))
+            else:
+                with no_recogniser():
+                    spent = latency.first_sound(model, sound)
             if number:  # the first is not counted
                 for stage, seconds in spent.items():
                     values.setdefault(stage, []).append(seconds)
