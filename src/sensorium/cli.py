@@ -224,17 +224,10 @@ def train(
     resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR", help="Continue an interrupted run.")] = None,
 ) -> None:
     """Train the projectors that a recipe describes. Needs the extra "train": pip install -e ".[train]"."""
-    from sensorium.config import kind_of_recipe
+    from sensorium.training.kinds import RUNS, kind_of
 
-    kind = kind_of_recipe(recipe)
-    if kind == "clip":
-        trained = _training("sensorium.training.clip_run", "train_clip", said="train")(recipe, set_, resume)
-    elif kind == "speak":
-        trained = _training("sensorium.training.speak_run", "train_speak", said="train")(recipe, set_, resume)
-    elif kind == "listen":
-        trained = _training("sensorium.training.listen_run", "train_listen", said="train")(recipe, set_, resume)
-    else:
-        trained = _training("sensorium.training.run", "train")(recipe, overrides=set_, resume=resume)
+    module, name = RUNS[kind_of(recipe, set_)]
+    trained = _training(f"sensorium.training.{module}", name, said="train")(recipe, overrides=set_, resume=resume)
     console.write(f"{trained}\n")
 
 

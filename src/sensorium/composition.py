@@ -253,7 +253,7 @@ class Composition:
         """
         self.directory = directory
         self.path = directory / FILE
-        if config.kind_of_recipe(self.path) == "clip":
+        if config.kind_of(self.path) == "clip":
             raise UsageError(
                 f"{self.path} is a two-tower model, which compares pictures and texts and writes no answers; use it "
                 "with `sensorium search` or `sensorium classify --head clip`."

@@ -96,7 +96,7 @@ def validate(data: dict[str, Any], model: type[Model], path: Path, lines: Lines 
         _explain(error, model, path, lines or {})
 
 
-def kind_of_recipe(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """The top-level key ``kind`` of a YAML file; "" without one, and for a file that cannot be read (its reader says
     why)."""
     try:

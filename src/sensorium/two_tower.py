@@ -318,7 +318,7 @@ class TwoTower:
 def is_two_tower(name_or_dir: str | Path) -> bool:
     """Whether this is the name or the directory of a composition of kind `clip`; its errors are left to its reader."""
     try:
-        return config.kind_of_recipe(find(name_or_dir) / FILE) == "clip"
+        return config.kind_of(find(name_or_dir) / FILE) == "clip"
     except UsageError:
         return False
 

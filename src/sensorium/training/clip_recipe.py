@@ -3,13 +3,11 @@ learns with them."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from sensorium.config import kind_of_recipe
 from sensorium.training.values import Count, Name, Rate, Seed, Strict, Text
 from sensorium.two_tower import Side
 
@@ -132,8 +130,3 @@ class ClipRecipe(Strict):
     def dump(self) -> str:
         """The resolved recipe as YAML, as it is saved with the run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def is_clip(path: Path) -> bool:
-    """Whether a recipe file is of this kind; False for what cannot be read, whose reader says why."""
-    return kind_of_recipe(path) == "clip"

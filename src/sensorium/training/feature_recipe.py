@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sensorium import console, hub
+from sensorium.errors import UsageError
 from sensorium.training import feature_upkeep as upkeep
-from sensorium.training.clip_recipe import is_clip
 from sensorium.training.data.formats.reader import Reader
 from sensorium.training.data.formats.readers import open_set
 from sensorium.training.data.formats.sample import MediaRef, Sample
 from sensorium.training.features import EncoderPart, FeatureCache
+from sensorium.training.kinds import PICTURES, kind_of
 from sensorium.training.scene_store import StorePlan, build
 
 SHOWN = 10  # broken media that are named one by one
@@ -45,10 +46,16 @@ def fill_recipe(
         The directories that hold them.
 
     Raises:
+        UsageError: the recipe is wrong, or of a kind that sees no pictures.
         KeyboardInterrupt: interrupted; what is done is kept, and a sentence said so.
     """
     try:
-        wanted = _of_clip(recipe, overrides) if is_clip(recipe) else _of_stages(recipe, overrides)
+        kind = kind_of(recipe, overrides)
+        if kind not in (PICTURES, "clip"):
+            raise UsageError(
+                f"{recipe} is of kind {kind}, and features are cached of pictures alone; its training keeps its own."
+            )
+        wanted = _of_clip(recipe, overrides) if kind == "clip" else _of_stages(recipe, overrides)
         directories = []
         for plan in wanted.scenes:
             with console.counting("Composing and encoding scenes") as report:
