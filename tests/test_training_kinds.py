@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sensorium import hub
 from sensorium.training.kinds import RUNS, kind_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -34,6 +35,14 @@ def test_a_kind_that_there_is_not_is_told_all_that_there_are(sensorium, tmp_path
     (tmp_path / "r.yaml").write_text(f"name: x\nkind: {given}\n")
     code, out, err = sensorium("train", tmp_path / "r.yaml")
     assert code == 2 and "r.yaml, line 2: kind is" in err and "use clip, listen or speak" in err
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_an_output_that_is_a_file_is_bad_usage_before_anything_loads(sensorium, kind, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: pytest.fail("a part was fetched"))
+    code, out, err = sensorium("train", shipped(kind), "--set", "output=/dev/null")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "The output /dev/null is no directory" in err
 
 
 @pytest.mark.parametrize("kind", ["listen", "speak"])

@@ -112,6 +112,11 @@ def test_two_runs_do_not_share_an_output(tmp_path):
 
 def test_an_output_is_a_directory(tmp_path):
     (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for given in (tmp_path / "file", tmp_path / "file" / "deep" / "out", tmp_path / "nowhere", "/dev/null"):
+        with pytest.raises(UsageError, match=r"is no directory \(.*; choose another with --set output=DIR"):
+            places.output_of(str(given), None, [FILE])
+    assert places.output_of(str(tmp_path / "a" / "b"), None, [FILE]) == tmp_path / "a" / "b"
     for path, said in ((tmp_path / "file", "is no directory"), (tmp_path / "file" / "out", "cannot be written")):
         with pytest.raises(SensoriumError, match=said), places.held(path):
             pass

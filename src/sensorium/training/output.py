@@ -34,7 +34,7 @@ def output_of(directory: str, resume: Path | None, checkpoints: Sequence[str]) -
         checkpoints: files that a run leaves below its output, from which it could go on.
 
     Raises:
-        UsageError: there is no run to resume, or one that a new run would overwrite.
+        UsageError: there is no run to resume, or one that a new run would overwrite; or it is no directory.
         SensoriumError: the run to resume was ended before its first checkpoint.
     """
     output = expanded(resume or directory)
@@ -43,6 +43,9 @@ def output_of(directory: str, resume: Path | None, checkpoints: Sequence[str]) -
             raise UsageError(f"--resume {resume} is no output directory of a training run; it holds no {RECIPE}.")
         if resume:
             raise SensoriumError(f"{output} holds no checkpoint to resume from; leave --resume out to start anew.")
+        there = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise UsageError(f"The output {output} is no directory ({there}); choose another with --set output=DIR.")
     elif not resume:
         raise UsageError(
             f"{output} holds the checkpoint of a run already; continue it with --resume {output}, or choose another "
