@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from sensorium.training.values import Count, Name, Rate, Seed, Strict, Text
+from sensorium.training.values import Count, Rate, Run, Seed, Strict, Text
 from sensorium.two_tower import Side
 
 SceneKind = Literal["single", "several", "count", "box", "photo", "empty"]
@@ -105,15 +104,11 @@ class ClipTrain(Strict):
         return self
 
 
-class ClipRecipe(Strict):
+class ClipRecipe(Run):
     """One training of heads. ``composition`` declares the two encoders, which stay frozen but for those that
     ``unfreeze`` names."""
 
     kind: Literal["clip"]
-    name: Name
-    composition: Text
-    output: Text
-    install: Text | None = None  # where the finished composition is copied to (`training.install`)
     loss: Literal["clip", "siglip"] = "clip"
     heads: HeadsRecipe = HeadsRecipe()
     unfreeze: tuple[Side, ...] = ()
@@ -126,7 +121,3 @@ class ClipRecipe(Strict):
         if len(set(sides)) < len(sides):
             raise ValueError("it names a tower twice; name each once")
         return tuple(sorted(sides))
-
-    def dump(self) -> str:
-        """The resolved recipe as YAML, as it is saved with the run."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -15,8 +15,7 @@ from sensorium.training import towers as trainable
 from sensorium.training.clip_material import Material, gather
 from sensorium.training.clip_recipe import ClipRecipe
 from sensorium.training.failures import in_a_sentence
-from sensorium.training.install import install
-from sensorium.training.output import check_same, ended_before, going_on, held, keep_recipe, output_of, show_recipe
+from sensorium.training.output import ended_before, running
 from sensorium.training.overrides import flat, place, read
 from sensorium.training.preflight import check_clip_recipe
 from sensorium.two_tower import SIDES, Side, TwoTower
@@ -50,24 +49,17 @@ def train_clip(recipe: Path | ClipRecipe, overrides: Sequence[str] = (), resume:
     from sensorium.training.processes import run_ranks
 
     file = recipe if isinstance(recipe, Path) else None
-    output = output_of(plan.output, resume, [checkpoint.FILE])
-    if resume:
-        check_same(output, plan, file, overrides)
-    check_clip_recipe(plan, output, partial(place, file, overrides) if file else None)
+    check_clip_recipe(plan, partial(place, file, overrides) if file else None)
     base = TwoTower(plan.composition)
     for side in plan.unfreeze:
         trainable.check(getattr(base.spec.encoders, side).kind, base.where("encoders", side, "kind"))
-    with held(output), going_on(file, overrides, output, [checkpoint.FILE]):
-        keep_recipe(output, plan.dump())
-        show_recipe(output, plan)
+    with running(plan, file, overrides, resume, [checkpoint.FILE]) as output:
         gather(plan, base, say)  # once, before several processes would
         arguments = (plan, str(base.directory), output, resume is not None)
         if plan.train.processes == 1:
             worker(0, "", *arguments)
         else:
             run_ranks(worker, plan.train.processes, arguments)
-        if plan.install:
-            say(f"Installed: {install(output / 'composition', plan.install)}")
     return output / "composition"
 
 

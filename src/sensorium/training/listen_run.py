@@ -16,7 +16,7 @@ from sensorium.backbones.threads import physical_cores
 from sensorium.composition import Composition
 from sensorium.encoders.whisper import WhisperEncoder
 from sensorium.encoders.whisper_parts import PARTS
-from sensorium.errors import SensoriumError
+from sensorium.errors import SensoriumError, UsageError
 from sensorium.hub.progress import say
 from sensorium.model import Model
 from sensorium.projectors.spec import find, torch_class
@@ -24,7 +24,6 @@ from sensorium.seams import BACKBONE
 from sensorium.training import checkpoint
 from sensorium.training.backbone import digest_frozen, load_llama
 from sensorium.training.data.spoken_questions import repeats_a_test
-from sensorium.training.failures import in_a_sentence
 from sensorium.training.inherit import write_beside
 from sensorium.training.listen_answers import Answers, answered
 from sensorium.training.listen_export import export_listen
@@ -37,7 +36,7 @@ from sensorium.training.listen_task import AlignTask, DistilTask
 from sensorium.training.listen_words import Pronunciation, Sounds, WordKeys, pieces
 from sensorium.training.loop import train_loop
 from sensorium.training.objectives.align import TokenRows
-from sensorium.training.output import check_same, going_on, held, keep_recipe, output_of, show_recipe
+from sensorium.training.output import running
 from sensorium.training.overrides import read
 from sensorium.training.processes import StopRequest
 
@@ -62,15 +61,13 @@ def train_listen(recipe: Path | ListenRecipe, overrides: Sequence[str] = (), res
     plan = recipe if isinstance(recipe, ListenRecipe) else read_recipe(recipe, overrides)
     file = recipe if isinstance(recipe, Path) else None
     checkpoints = [f"{stage}/{checkpoint.FILE}" for stage in STAGES]
-    output = output_of(plan.output, resume, checkpoints)
-    if resume:
-        check_same(output, plan, file, overrides)
-    with held(output), going_on(file, overrides, output, checkpoints), in_a_sentence(output):
-        keep_recipe(output, plan.dump())
-        show_recipe(output, plan)
+    base = Composition.find(plan.composition)
+    if base.spec.backbone.format != "gguf":
+        raise UsageError(f"{base.path} has no backbone in a GGUF file, which training to listen needs; name another.")
+    with running(plan, file, overrides, resume, checkpoints) as output:
         torch.set_num_threads(physical_cores())
         torch.manual_seed(plan.data.seed)
-        return ListenRun(plan, output, resume is not None).run()
+        return ListenRun(plan, base, output, resume is not None).run()
 
 
 class ListenRun:
@@ -78,16 +75,14 @@ class ListenRun:
 
     Args:
         plan: the recipe.
+        base: its composition.
         output: where checkpoints, logs and the composition go.
         resume: go on from the checkpoints there.
     """
 
-    def __init__(self, plan: ListenRecipe, output: Path, resume: bool) -> None:
+    def __init__(self, plan: ListenRecipe, base: Composition, output: Path, resume: bool) -> None:
         self.plan, self.output, self.resume = plan, output, resume
-        self.model = Model(Composition.find(plan.composition)).load()
-        base = self.model.composition
-        if base.spec.backbone.format != "gguf":
-            raise SensoriumError("Training to listen needs a backbone in a GGUF file; name a composition that has one.")
+        self.model = Model(base).load()
         self.tokenizer = self.model.parts.tokenizer.get()
         self.prompt = ListenPrompt(self.tokenizer, base.spec.backbone.template)
         self.encoder_part = PARTS[plan.encoder.removeprefix("whisper-")]

@@ -18,11 +18,44 @@ from sensorium import config, hub
 from sensorium.arguments import expanded
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.hub.progress import say
+from sensorium.training.failures import in_a_sentence
+from sensorium.training.install import check_target, install
 from sensorium.training.overrides import flat, names
 from sensorium.training.recipe import Recipe
+from sensorium.training.values import Run
 
 RECIPE = "recipe.yaml"
 MOVED = ("output",)  # what a resumed run may say otherwise: a directory may be moved
+
+
+@contextlib.contextmanager
+def running(
+    plan: Run, recipe: Path | None, overrides: Sequence[str], resume: Path | None, checkpoints: Sequence[str]
+) -> Iterator[Path]:
+    """A run that one process leads, from its output directory, which this yields, to the installed composition.
+
+    Whatever else can be wrong with a recipe is to be checked before: here the directory is made. A run of several
+    stages and launched processes puts the same functions together itself (`training.run`).
+
+    Args:
+        plan: the recipe, changed by ``overrides``.
+        recipe: its file, if it has one.
+        resume, checkpoints: as `output_of` has them.
+
+    Raises:
+        UsageError: as `output_of`, `check_same` and `install.check_target` do.
+        SensoriumError: the output or the place to install to cannot be written, or the machine is at fault.
+    """
+    output = output_of(plan.output, resume, checkpoints)
+    if resume:
+        check_same(output, plan, recipe, overrides)
+    check_target(plan.install, output)
+    with held(output), going_on(recipe, overrides, output, checkpoints), in_a_sentence(output):
+        keep_recipe(output, plan.dump())
+        show_recipe(output, plan)
+        yield output
+        if plan.install:
+            say(f"Installed: {install(output / 'composition', plan.install)}")
 
 
 def output_of(directory: str, resume: Path | None, checkpoints: Sequence[str]) -> Path:

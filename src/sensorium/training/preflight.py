@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sensorium.composition import Composition
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.training.clip_recipe import ClipRecipe
 from sensorium.training.install import check_target
@@ -29,10 +30,12 @@ def check_recipe(recipe: Recipe, output: Path, place: Place | None = None) -> No
         place: tells where a value was given; without it no message says so.
 
     Raises:
-        UsageError: a catalogue, a data set or a directory that it names does not exist, or `install` is wrong.
+        UsageError: a composition, catalogue, data set or directory that it names does not exist, or `install` is wrong.
         SensoriumError: a data set holds no sample of its kind, there is no GPU, or `install` cannot be written.
     """
     check_target(recipe.install, output)
+    with _placed(place, "composition"):
+        Composition.find(recipe.composition)
     for number, stage in enumerate(recipe.plan()):
         keys = ("stages", number, "data") if recipe.stages else ("data",)
         with _placed(place, *keys, "catalogue"):
@@ -44,11 +47,10 @@ def check_recipe(recipe: Recipe, output: Path, place: Place | None = None) -> No
         _check_gpu()
 
 
-def check_clip_recipe(recipe: ClipRecipe, output: Path, place: Place | None = None) -> None:
-    """The same for a recipe of kind `clip`; its pairs are all read."""
+def check_clip_recipe(recipe: ClipRecipe, place: Place | None = None) -> None:
+    """The same for a recipe of kind `clip`, but for `install`; its pairs are all read."""
     from sensorium.training.clip_pairs import read_pairs
 
-    check_target(recipe.install, output)
     with _placed(place, "data", "catalogue"):
         _check_catalogue(recipe.data.catalogue)
     if recipe.data.pairs:

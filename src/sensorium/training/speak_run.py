@@ -22,11 +22,10 @@ from sensorium.prompt import TEMPLATES
 from sensorium.seams import BACKBONE, GENERATOR
 from sensorium.training import checkpoint
 from sensorium.training.backbone import digest_frozen
-from sensorium.training.failures import in_a_sentence
 from sensorium.training.inherit import write_beside
 from sensorium.training.loop import train_loop
 from sensorium.training.objectives.ctc import greedy_units
-from sensorium.training.output import check_same, ended_before, going_on, held, keep_recipe, output_of, show_recipe
+from sensorium.training.output import ended_before, running
 from sensorium.training.overrides import read
 from sensorium.training.processes import StopRequest
 from sensorium.training.speak_export import export_output
@@ -50,21 +49,17 @@ def train_speak(recipe: Path | SpeakRecipe, overrides: Sequence[str] = (), resum
     """
     plan = recipe if isinstance(recipe, SpeakRecipe) else read_recipe(recipe, overrides)
     file = recipe if isinstance(recipe, Path) else None
-    output = output_of(plan.output, resume, [checkpoint.FILE])
-    if resume:
-        check_same(output, plan, file, overrides)
-    with held(output), going_on(file, overrides, output, [checkpoint.FILE]), in_a_sentence(output):
-        keep_recipe(output, plan.dump())
-        show_recipe(output, plan)
-        _run(plan, output, resume is not None)
+    base = Composition.find(plan.composition)
+    with running(plan, file, overrides, resume, [checkpoint.FILE]) as output:
+        _run(plan, base, output, resume is not None)
     return output / "composition"
 
 
-def _run(plan: SpeakRecipe, output: Path, resume: bool) -> None:
+def _run(plan: SpeakRecipe, base: Composition, output: Path, resume: bool) -> None:
     """Load the frozen parts, make the texts, train and write."""
     torch.set_num_threads(physical_cores())
     torch.manual_seed(plan.train.seed)
-    model = Model(Composition.find(plan.composition)).load()
+    model = Model(base).load()
     generator = create(plan.generator)
     spec, tokenizer = model.parts.backbone.get(), model.parts.tokenizer.get()
     end = tokenizer.special(TEMPLATES[model.composition.spec.backbone.template].end)

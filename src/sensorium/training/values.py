@@ -50,11 +50,12 @@ class Limits(Strict):
 
 
 class Run(Strict):
-    """What a recipe of any kind that trains a projector of speech says first."""
+    """What a recipe of any kind but that of pictures says first."""
 
     name: Name
     composition: Text
     output: Text
+    install: Text | None = None  # where the finished composition is copied to (`training.install`)
 
     def dump(self) -> str:
         """The resolved recipe as YAML, as it is saved with the run."""
