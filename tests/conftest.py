@@ -9,6 +9,15 @@ import pytest
 from sensorium.cli import run
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A cache of its own for all tests of a file: its directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        directory = tmp_path_factory.mktemp("home")
+        patch.setenv("SENSORIUM_HOME", str(directory))
+        yield directory
+
+
 @pytest.fixture
 def sensorium(capfd):
     """Run a command line in this process: (exit code, stdout, stderr); what native code writes is caught, too."""

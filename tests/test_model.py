@@ -28,14 +28,6 @@ RED, BLUE = colour(220, 20, 20), colour(20, 20, 220)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SENSORIUM_HOME", str(tmp_path_factory.mktemp("home")))
-    yield
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
 def directories(tmp_path_factory, home):
     base = tmp_path_factory.mktemp("models")
     return {"lora": tiny.write(base / "lora"), "plain": tiny.write(base / "plain", lora=False)}

@@ -43,14 +43,6 @@ def as_wav(samples):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SENSORIUM_HOME", str(tmp_path_factory.mktemp("home")))
-    yield
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
 def directory(tmp_path_factory, home):
     return tiny.write(tmp_path_factory.mktemp("models") / "hears", speech=True)
 
