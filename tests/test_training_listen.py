@@ -20,6 +20,7 @@ from sensorium.training.listen_heard import Drawn, Heard, needed  # noqa: E402
 from sensorium.training.listen_recipe import ListenTrain  # noqa: E402
 from sensorium.training.listen_store import Shard, quiet  # noqa: E402
 from sensorium.training.listen_task import AlignTask  # noqa: E402
+from sensorium.training.listen_words import Pronunciation, Sounds, WordKeys, pieces  # noqa: E402
 from sensorium.training.loop import train_loop  # noqa: E402
 from sensorium.training.objectives.align import TokenRows, align  # noqa: E402
 
@@ -28,7 +29,7 @@ DIM, WIDE = 24, 16
 # The projector --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"depth": 2, "context": 1, "width": 12}, {"words": 30}])
+@pytest.mark.parametrize("options", [{}, {"depth": 2, "context": 1, "width": 12}, {"words": 30, "keys": 8}])
 def test_the_twin_of_a_stack_is_the_torch_module_at_any_length(tmp_path, options):
     import onnxruntime
 
@@ -37,6 +38,8 @@ def test_the_twin_of_a_stack_is_the_torch_module_at_any_length(tmp_path, options
     torch.manual_seed(0)
     table = torch.randn(30, WIDE) if "words" in options else None
     projector = StackProjector(DIM, WIDE, None, hidden=20, **options, table=table).eval()
+    if projector.words is not None:
+        projector.words.keys.normal_()
     export_listen(projector, DIM, tmp_path)
     projector.load_state_dict({name: value.half().float() for name, value in projector.state_dict().items()})
     twin = onnxruntime.InferenceSession(str(tmp_path / "listen.onnx"))
@@ -72,33 +75,59 @@ def test_kinds_without_time_have_no_positions():
 # Alignment ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_gradient_of_the_alignment_is_that_of_plain_ctc():
+def test_the_alignment_is_plain_ctc_and_few_others_stand_for_all():
     torch.manual_seed(0)
-    rows = TokenRows.of(torch.randn(50, 12) * 0.3, list(range(3, 40)), 0)
-    rows.words.double()
+    words = Words(torch.randn(38, 12), 12).double()
+    words.keys.normal_()
     with torch.no_grad():
-        rows.words.prior.fill_(0.3)
-        rows.words.scale.fill_(0.4)
-    frames = (torch.randn(5, 7, 12, dtype=torch.float64) * 0.3).requires_grad_()
+        words.prior.fill_(0.3)
+        words.scale.fill_(-1.0)
+    rows = TokenRows(words, list(range(3, 40)))
+    frames = torch.randn(5, 7, 12, dtype=torch.float64).requires_grad_()
     said = [[3, 4, 4], [5], [6, 7, 6, 8], [39, 20], [10, 11, 12, 13]]
-    learnt = [frames, rows.words.prior, rows.words.scale]
-    loss, number = align(rows, frames, said, pull=0.1)
-    ours = torch.autograd.grad(loss, learnt)
-    same, _ = align(rows, frames, said, pull=0.1, others=range(1, 38))
-    torch.testing.assert_close(same, loss)
-    fewer, _ = align(rows, frames, said, pull=0.1, others=[1, 2])
-    assert float(fewer.detach()) < float(loss.detach())  # less to be told from
 
-    logits = rows.words(frames)
+    def found(others=None):
+        among, own = rows.drawn(said, others)
+        return align(rows, frames, words.keys[[0, *among]], among, own, said)
+
+    loss, number = found()
     classes = torch.tensor([[rows.classes[i] for i in ids] + [0] * (4 - len(ids)) for ids in said])
     lengths = (torch.full((5,), 7), torch.tensor([len(ids) for ids in said]))
-    plain = F.ctc_loss(F.log_softmax(logits, -1).transpose(0, 1), classes, *lengths, reduction="sum") / number
-    with torch.no_grad():
-        means = F.softmax(logits, dim=-1) @ rows.words.table
-    plain = plain + 0.1 * (frames - means).pow(2).sum(-1).mean()
-    torch.testing.assert_close(loss, plain)
-    for mine, theirs in zip(ours, torch.autograd.grad(plain, learnt)):
-        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+    logs = F.log_softmax(words(frames), -1).transpose(0, 1)
+    plain = F.ctc_loss(logs, classes, *lengths, reduction="sum") / number
+    torch.testing.assert_close(loss, plain, atol=1e-5, rtol=1e-5)
+    learnt = [frames, words.prior, words.scale]
+    for mine, theirs in zip(torch.autograd.grad(loss, learnt), torch.autograd.grad(plain, learnt)):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    random = np.random.default_rng(0)
+    sampled = [float(found(random.integers(1, 38, size=12).tolist())[0].detach()) for _ in range(200)]
+    assert np.mean(sampled) == pytest.approx(float(plain.detach()), rel=0.02)
+
+
+def test_words_that_sound_alike_have_like_keys_and_a_word_that_was_never_heard_has_one():
+    said = {"cat": "kat", "bat": "bat", "cot": "kot", "dog": "dog", "cap": "kap"}
+    tokens = [" cat", " bat", " cot", " dog", " cap", "cat", "?", " cat"]
+    assert pieces("?", said.get) == []
+    assert "sound ^kat" in pieces(" cat", said.get) and "sound +kat" in pieces("cat", said.get)
+    assert "capital" in pieces("Cat", lambda word: "kat") and "no space" in pieces("Cat", lambda word: "kat")
+    torch.manual_seed(0)
+    keys = WordKeys([pieces(token, lambda word: said[word]) for token in tokens], 64).all()[1:]
+    like = torch.nn.functional.cosine_similarity(keys[:1], keys)
+    assert min(like[1], like[4]) > 0.5 > 0.4 > like[3]  # bat and cap; dog
+    assert torch.equal(keys[0], keys[7]) and not keys[6].any()
+
+
+def test_pronunciation_is_what_is_heard_of_the_units():
+    class Front:
+        class units:
+            symbols = tuple("ˈ a?kt")
+
+        @staticmethod
+        def units_of(text):
+            return [5, 1, 3, 6, 2, 4]
+
+    assert Pronunciation(Front)("a cat?") == ["k", "a", "t"]
+    assert Pronunciation(Front).numbers("a cat?") == [2, 1, 3]
 
 
 def planted(directory, number: int, table, sound, seed: int) -> Shard:
@@ -133,14 +162,19 @@ def task(tmp_path):
 
     def made(**changes) -> AlignTask:
         torch.manual_seed(0)
+        changes = {"others": 8, "sounds": 1.0, **changes}
         plan = ListenTrain(
             steps=80, positions=64, learning_rate=1e-2, warmup=5, precision="fp32", checkpoint_every=1000, **changes
         )
-        projector = StackProjector(DIM, WIDE, None, hidden=32, depth=1, context=1, width=32)
-        heard = Heard(shards[:1], encode)
-        return AlignTask(
-            projector, TokenRows.of(table, list(range(1, 12)), 0, torch.float32), heard, range(len(heard)), plan
+        projector = StackProjector(
+            DIM, WIDE, None, hidden=32, depth=2, context=1, width=32, words=12, keys=16, table=table
         )
+        heard, tokens = Heard(shards[:1], encode), list(range(1, 12))
+        keys = WordKeys([pieces(f" {chr(96 + token)}", str) for token in tokens], 16)
+        return AlignTask(
+            projector, TokenRows(projector.words, tokens), heard, range(len(heard)), plan,
+            keys, Sounds(32, 11), heard.tokens,
+        )  # fmt: skip
 
     return made, Heard(shards[1:], encode)
 
@@ -149,9 +183,10 @@ def wrong(task: AlignTask, heard: Heard) -> float:
     from sensorium.evaluation.speech_metrics import error_rate
 
     pairs = []
+    task.settle()
     with torch.no_grad():
         for i in range(len(heard)):
-            pairs.append((heard.tokens[i], task.rows.heard(task.project(heard.whole([i])))[0]))
+            pairs.append((heard.tokens[i], task.rows.heard(task.project(heard.whole([i]))[1])[0]))
     return error_rate(pairs)
 
 
@@ -369,9 +404,10 @@ def test_the_answer_that_is_chosen_is_the_most_probable_one(tmp_path, task):
 def test_words_that_are_far_leave_no_denormal_numbers():
     """Products with them are several times slower; a whole question is projected in their time."""
     torch.manual_seed(0)
-    words = Words(torch.randn(50, 12) * 30)
-    shares = words.shares(words.table[:9] + 0.1)
+    words = Words(torch.randn(50, 12), 12)
+    words.keys.copy_(30 * torch.nn.functional.normalize(torch.randn(50, 12), dim=1))
+    shares = words.shares(words.keys[:9] + 0.1)
     assert (shares.argmax(-1) == torch.arange(9)).all() and shares.amax(-1).min() > 0.999
     assert shares.min() > torch.finfo(torch.float32).tiny
-    plain = torch.softmax(words.focus.exp() * words(words.table[:9] + 0.1), dim=-1)
+    plain = torch.softmax(words.focus.exp() * words(words.keys[:9] + 0.1), dim=-1)
     assert plain.min() == 0 and torch.allclose(shares, plain, atol=1e-20)

@@ -75,5 +75,19 @@ def align(
     targets = [[1 + each.index(place[rows.classes[token]]) for token in ids] for each, ids in zip(different, said)]
     longest = max(map(len, targets))
     padded = torch.tensor([[*each, *[0] * (longest - len(each))] for each in targets])
-    lengths = (torch.full((count,), length), torch.tensor([len(each) for each in targets]))
-    return F.ctc_loss(picked.transpose(0, 1), padded, *lengths, reduction="sum") / number, float(number)
+    loss, shares = _alignments(picked.detach(), padded, torch.tensor([len(each) for each in targets]))
+    moved = (shares * (picked.detach() - picked)).sum()  # nothing, with the gradient of the loss
+    return (loss + moved) / number, float(number)
+
+
+def _alignments(picked: Tensor, targets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed CTC loss of log-probabilities [B, n, columns], and each column's share of all alignments at each frame.
+
+    torch gives probability less share for a gradient, which is right only behind a softmax over these columns alone.
+    """
+    with torch.enable_grad():
+        given = picked.requires_grad_()
+        lengths = torch.full((len(picked),), picked.shape[1])
+        loss = F.ctc_loss(given.transpose(0, 1), targets, lengths, counts, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, given)
+    return loss.detach(), given.detach().exp() - gradient
