@@ -50,6 +50,9 @@ def test_a_measuring_question_is_known_in_any_phrasing_and_inside_of_a_text(spli
 
 
 def test_fresh_questions_have_four_choices_of_which_one_is_right_and_none_is_told():
+    for family in read(spoken.TEST_TABLE):
+        answers = {answer for _, answer in family.items}
+        assert len({answer.lower() for answer in answers}) == len(answers) > spoken.CHOICES, family.name
     for each in everything("test"):
         folded = [choice.lower() for choice in each.choices]
         assert len(set(folded)) == len(folded) == spoken.CHOICES, each

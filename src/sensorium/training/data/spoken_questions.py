@@ -29,6 +29,7 @@ UNSURE = ("colour", "kind", "which", "size")
 """Families that SmolLM2-135M answers no better than 60 % right when it reads them: good to hear, not to measure by."""
 UNSURE_IN_TEST = (
     "past", "job", "place", "use", "made", "wear", "body", "number", "sum", "next", "first", "animal", "sport", "sound",
+    "famous",
 )  # fmt: skip
 """Families of `TEST_TABLE` of which it reads less than 60 % right, in the layout of training or of the scorecard."""
 
