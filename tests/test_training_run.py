@@ -331,7 +331,7 @@ def test_resume_wants_the_directory_of_a_run(recipe, sensorium, tmp_path):
         ({"projector": {"kind": "concept", "start": "concepts"}}, 2, "has no classifier"),
         ({"projector": {"kind": "mlp", "options": {"pool": 3}}}, 2, "pool=3 does not divide the encoder's grid of 4x4"),
         ({"data__catalogue": "gone.jsonl"}, 2, "catalogue gone.jsonl"),
-        ({"output": "/dev/null/out"}, 1, "cannot be written"),
+        ({"output": "/dev/null/out"}, 2, "is no directory"),
         ({"train__row_tokens": 32}, 1, "raise train.row_tokens"),
         ({"data__mix": {"photo": 1.0}, "data__questions": {"count": 1.0, "side": 1.0}}, 1, "allow none"),
     ],
