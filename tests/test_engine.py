@@ -42,7 +42,9 @@ def picture(seed: int, rows: int = 6) -> np.ndarray:
 
 def close(engine: Engine) -> float:
     """How far log-probabilities may lie apart that are equal but for the order of sums: rounding activations to eight
-    bits amplifies the smallest difference in a random model."""
+    bits amplifies the smallest difference in a random model. Two graphs round differently besides."""
+    if engine._reader is not engine._runner:
+        return 0.5
     return 0.1 if engine.quantization == "int8" else 1e-4
 
 
@@ -83,7 +85,8 @@ def test_growing_past_the_first_capacity_changes_nothing(plain: Engine) -> None:
     assert len(steps) == 300
     whole = plain.logits([Segment(ids=(*prompt[0].ids, *tokens(steps)))])
     agreeing = whole[249:-1].argmax(-1) == tokens(steps)
-    assert agreeing.mean() > 0.95  # near ties may fall either way between one and many rows
+    # Near ties may fall either way between one and many rows, and more of them between two graphs.
+    assert agreeing.mean() > (0.95 if plain._reader is plain._runner else 0.8)
 
 
 def test_embeddings_of_tokens_act_as_the_tokens(plain: Engine) -> None:

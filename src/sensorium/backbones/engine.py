@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensorium.backbones.embeddings import Lookup, opened
-from sensorium.backbones.graph_runner import GraphRunner
+from sensorium.backbones.graph_runner import READING, GraphRunner
 from sensorium.backbones.onnx_graph import read_facts
 from sensorium.backbones.prefix_cache import Codes, PrefixCache
 from sensorium.backbones.runner import Binding, Cache, Runner
@@ -102,15 +103,26 @@ class Engine:
         facts = read_facts(model_dir)
         spec = facts["spec"]
         embed = opened(model_dir / "weights.bin", facts["embeddings"], spec.vocab, spec.dim)
-        runner = GraphRunner(model_dir, spec, threads)
-        self._begin(spec, facts["quantization"], facts["context"], embed, runner, prefix_cache_bytes)
+        with ThreadPoolExecutor(1) as pool:  # both graphs are opened at once
+            reading = pool.submit(GraphRunner, model_dir, spec, threads, READING) if facts["reading"] else None
+            runner = GraphRunner(model_dir, spec, threads)
+        reader = reading.result() if reading else None
+        self._begin(spec, facts["quantization"], facts["context"], embed, runner, prefix_cache_bytes, reader)
 
     def _begin(
-        self, spec: BackboneSpec, quantization: str, context: int, embed: Lookup, runner: Runner, prefix_bytes: int
+        self,
+        spec: BackboneSpec,
+        quantization: str,
+        context: int,
+        embed: Lookup,
+        runner: Runner,
+        prefix_bytes: int,
+        reader: Runner | None = None,
     ) -> None:
         self.spec, self.quantization, self.context = spec, quantization, context
         self.stats = Stats()
-        self._embed, self._runner = embed, runner
+        # Prompts, and nothing else, are read by the reader: their bits must not depend on what is cached of them.
+        self._embed, self._runner, self._reader = embed, runner, reader or runner
         self._prefixes = PrefixCache(prefix_bytes)
 
     # -- prompts ------------------------------------------------------------------------------------------------
@@ -196,7 +208,9 @@ class Engine:
             if shared < len(inner):
                 cache.lengths[0] = length + shared
                 path = inner
-                rows[shared + 1 :] = self._read(cache, self._embed(inner[shared:]), LOGITS, len(inner) - shared)[0]
+                rows[shared + 1 :] = self._read(
+                    self._runner, cache, self._embed(inner[shared:]), LOGITS, len(inner) - shared
+                )[0]
             scores[k] = sum(float(row[token]) - log_total(row) for row, token in zip(rows, choice))
         stats.decode_s = time.perf_counter() - started
         return scores
@@ -249,7 +263,7 @@ class Engine:
             if cancel is not None and cancel.is_set():
                 raise _Cancelled
             end = min(count, start + CHUNK)
-            found = self._read(cache, source.embeds[start:end], outputs, 1 if end == count else 0)
+            found = self._read(self._reader, cache, source.embeds[start:end], outputs, 1 if end == count else 0)
             start = end
         self._remember(source.codes, cache)
         stats.prefill_s += time.perf_counter() - started
@@ -330,11 +344,17 @@ class Engine:
         cache = self._runner.cache(1, len(source.embeds) + 1)
         starts = range(0, len(source.embeds), CHUNK)
         return np.concatenate(
-            [self._read(cache, e, (output,), len(e))[0] for i in starts for e in [source.embeds[i : i + CHUNK]]]
+            [
+                self._read(self._reader, cache, e, (output,), len(e))[0]
+                for i in starts
+                for e in [source.embeds[i : i + CHUNK]]
+            ]
         )
 
-    def _read(self, cache: Cache, embeds: Floats, outputs: tuple[str, ...], chosen: int) -> list[Floats]:
-        """Appends a piece of a prompt to a cache of one sequence; outputs [chosen, width] at its last positions.
+    def _read(
+        self, runner: Runner, cache: Cache, embeds: Floats, outputs: tuple[str, ...], chosen: int
+    ) -> list[Floats]:
+        """Appends several positions to a cache of one sequence; outputs [chosen, width] at the last of them.
 
         An odd number of positions is padded to an even one. Attention works in blocks of an even number of positions,
         and a block with a single one in it takes another path, which rounds differently: then the same prompt would
@@ -343,7 +363,7 @@ class Engine:
         """
         count = len(embeds)
         padding = count % 2 if int(cache.lengths[0]) + count < self.context else 0
-        binding = self._runner.binding(cache, count + padding, chosen + padding if chosen else 0, outputs)
+        binding = runner.binding(cache, count + padding, chosen + padding if chosen else 0, outputs)
         binding.embeds[0, :count] = embeds
         binding.embeds[0, count:] = 0
         binding.step(padding)

@@ -22,11 +22,16 @@ class Parts:
         protos: the initialisers.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, offsets: dict[str, int] | None = None) -> None:
         self._file = file
-        self._offsets: dict[str, int] = {}
+        self._offsets: dict[str, int] = {} if offsets is None else offsets
+        self._names: set[str] = set()
         self.nodes: list[onnx.NodeProto] = []
         self.protos: list[onnx.TensorProto] = []
+
+    def beside(self) -> Parts:
+        """The parts of a second graph over the same file: large arrays of the same name stand in it once."""
+        return Parts(self._file, self._offsets)
 
     def node(self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
         """Add an operator and return the name of its first output."""
@@ -36,17 +41,19 @@ class Parts:
         return outputs[0]
 
     def tensor(self, name: str, array: np.ndarray) -> str:
-        """Add an initialiser and return its name."""
+        """Add an initialiser, where there is none of this name, and return its name."""
         import onnx
         from onnx import helper, numpy_helper
 
+        if name in self._names:
+            return name
+        self._names.add(name)
         if array.nbytes <= _INLINE_BYTES:
             self.protos.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
             return name
         proto = onnx.TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
         proto.data_location = onnx.TensorProto.EXTERNAL
-        self._offsets[name] = self.append(array)
-        where = {"location": "weights.bin", "offset": self._offsets[name], "length": array.nbytes}
+        where = {"location": "weights.bin", "offset": self.offset(name, array), "length": array.nbytes}
         for key, value in where.items():
             proto.external_data.add(key=key, value=str(value))
         self.protos.append(proto)

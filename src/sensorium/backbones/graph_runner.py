@@ -19,11 +19,21 @@ from sensorium.errors import SensoriumError
 
 Floats = NDArray[np.float32]
 
+DECODING, READING = "model.onnx", "reading.onnx"
+"""The graphs of a directory: that of all models, and the one that some have for prompts (see `graph_rows`)."""
+
 
 class GraphRunner:
-    """A loaded graph. Safe to share by threads: the state of a run lives in its `Binding`."""
+    """A loaded graph. Safe to share by threads: the state of a run lives in its `Binding`.
 
-    def __init__(self, directory: Path, spec: BackboneSpec, threads: int | None = None) -> None:
+    Args:
+        directory: what `onnx_graph.build` wrote.
+        spec: the model's.
+        threads: None for one per physical core.
+        graph: which of the directory's graphs.
+    """
+
+    def __init__(self, directory: Path, spec: BackboneSpec, threads: int | None = None, graph: str = DECODING) -> None:
         import onnxruntime as ort
 
         self.spec = spec
@@ -34,12 +44,13 @@ class GraphRunner:
         options.log_severity_level = 3
         # The graph is written as it should run; looking for further fusions only delays the start.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        for key, value in _CONFIG.items():
+        # Planning which buffers to use again takes time that grows with the square of the nodes: seconds for `READING`.
+        options.enable_mem_reuse = graph != READING
+        config = _CONFIG | ({"session.force_spinning_stop": "1"} if graph == READING else {})
+        for key, value in config.items():
             options.add_session_config_entry(key, value)
         try:
-            self.session = ort.InferenceSession(
-                str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
-            )
+            self.session = ort.InferenceSession(str(directory / graph), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own family of exceptions, none of them exported
             reason = str(error).splitlines()[0][:160]
             raise SensoriumError(

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from sensorium.backbones.quantize import BLOCK, half, unpacked
 
+TYPES = ("Q4_0", "Q4_1")
+"""GGUF types of this form."""
 _LEVELS = 15
 
 Floats = NDArray[np.float32]
@@ -61,7 +63,7 @@ class Nibbles:
 
 def read(raw: Bytes, kind: str, columns: int) -> Nibbles | None:
     """A matrix from packed GGUF rows [rows, bytes], or None where the type is not of this form."""
-    if kind not in ("Q4_0", "Q4_1") or columns % BLOCK:
+    if kind not in TYPES or columns % BLOCK:
         return None
     blocks = raw.reshape(len(raw), columns // BLOCK, -1)
     scales = half(blocks, 0)

@@ -4,8 +4,10 @@ it runs without torch.
 `build` writes a directory that `engine.Engine` opens:
 
     model.onnx     the graph: fused norms, `GroupQueryAttention` with rotary tables, `MatMulNBits` weights
+    reading.onnx   for small models of four-bit weights, a second graph that reads prompts faster (see `graph_rows`)
     weights.bin    every large tensor, at aligned offsets, so that ONNX Runtime and numpy can map it
-    model.json     `BackboneSpec`, quantisation, where the embedding matrix lies, the version of this writer
+    model.json     `BackboneSpec`, quantisation, where the embedding matrix lies, the version of this writer, whether
+                   there is a `reading.onnx`
 
 With rows of new tokens, `vocab` counts these too, and `logits` has them behind those of the backbone's own tokens.
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,8 @@ import numpy as np
 from sensorium.backbones import nibbles
 from sensorium.backbones.graph_parts import MS, Parts
 from sensorium.backbones.graph_products import blocks_product, float_product, nibbles_product
+from sensorium.backbones.graph_rows import rows_product
+from sensorium.backbones.graph_runner import DECODING, READING
 from sensorium.backbones.lora import LoRA
 from sensorium.backbones.new_tokens import NewRows
 from sensorium.backbones.nibbles import Nibbles
@@ -40,10 +45,12 @@ from sensorium.errors import SensoriumError, UsageError
 if TYPE_CHECKING:
     import onnx
 
-WRITER_VERSION = 3
+WRITER_VERSION = 4
 QUANTIZATIONS = ("int8", "fp32")
 # Rotary tables take 256 bytes per position and head dimension 64; longer contexts than this are asked for explicitly.
 DEFAULT_MAX_CONTEXT = 32768
+# A second graph for prompts has weights of its own, a byte each: only models that are small anyway get one.
+READING_WEIGHTS = 256 << 20
 
 _OPSET = 17
 
@@ -88,14 +95,18 @@ def build(
     rows = NewRows(new_tokens, spec) if new_tokens else None
     out_dir.mkdir(parents=True, exist_ok=True)
     with (out_dir / "weights.bin").open("wb") as file:
+        report = progress or (lambda done, total: None)
         writer = _Writer(gguf, spec, traits, quantization == "int8", adapter, rows, Parts(file), context)
-        model = writer.model(progress or (lambda done, total: None))
-    (out_dir / "model.onnx").write_bytes(model.SerializeToString())
+        (out_dir / DECODING).write_bytes(writer.model(report).SerializeToString())
+        reads = writer.quantized and _reads(gguf, spec)
+        if reads:
+            (out_dir / READING).write_bytes(writer.for_reading().model(lambda done, total: None).SerializeToString())
     facts = {
         "writer": WRITER_VERSION,
         "quantization": quantization,
         "lora": adapter.sha256 if adapter else None,
         "context": context,
+        "reading": reads,
         "embeddings": writer.embeddings,
         "spec": {**dataclasses.asdict(spec), "vocab": writer.vocab, "eos_ids": sorted(spec.eos_ids)},
     }
@@ -116,11 +127,20 @@ class _Writer:
         rows: NewRows | None,
         parts: Parts,
         context: int,
+        reading: bool = False,
     ) -> None:
+        self.reading = reading
         self.gguf, self.spec, self.traits, self.quantized = gguf, spec, traits, quantized
         self.lora, self.rows, self.parts, self.context = lora, rows, parts, context
         self.vocab = spec.vocab + (len(rows) if rows else 0)
         self.embeddings: dict[str, Any] = {}
+
+    def for_reading(self) -> _Writer:
+        """The writer of the graph for prompts, over the same file."""
+        parts = self.parts.beside()
+        return _Writer(
+            self.gguf, self.spec, self.traits, self.quantized, self.lora, self.rows, parts, self.context, reading=True
+        )
 
     # -- the whole graph ----------------------------------------------------------------------------------------
 
@@ -236,14 +256,25 @@ class _Writer:
 
     def _linear(self, i: int, x: str, names: list[str], name: str) -> str:
         """`x` times the stacked weights of some projections of layer `i`: fewer, larger products are faster."""
-        if not self.quantized:
-            return float_product(self.parts, x, np.concatenate([self._floats(i, part) for part in names]), name)
+        if not self.quantized or self.reading:
+            weight = np.concatenate([self._floats(i, part) for part in names])
+            if self.quantized:
+                return rows_product(self.parts, x, weight, name, self._most(i, names[0]))
+            return float_product(self.parts, x, weight, name)
         matrices = [self._nibbles(i, part) for part in names]
         found = [matrix for matrix in matrices if matrix is not None]
         if len(found) == len(names):
             low_rank = self.lora.low_rank(i, names, self.traits.interleaved) if self.lora else None
             return nibbles_product(self.parts, x, nibbles.stack(found), name, low_rank)
         return blocks_product(self.parts, x, stack([self._blocks(i, part) for part in names]), name)
+
+    def _most(self, i: int, part: str) -> float | None:
+        """The largest magnitude that an input of these projections can have; None where it does not come from a
+        norm."""
+        norm = {"q_proj": "attn_norm", "gate_proj": "ffn_norm"}.get(part)
+        if norm is None:
+            return None
+        return float(np.abs(self.gguf.load(f"blk.{i}.{norm}.weight")).max()) * self.spec.dim**0.5
 
     def _blocks(self, i: int, part: str) -> Blocks:
         touched = self.lora is not None and self.lora.touches(i, part)
@@ -270,6 +301,8 @@ class _Writer:
         self._own_head("own_logits")
         float_product(self.parts, "hidden", self.rows.head, "new_logits")
         self.parts.node("Concat", ["own_logits", "new_logits"], ["logits"], axis=-1)
+        if self.reading:
+            return
         at = self.parts.append(self.rows.embeddings)
         self.embeddings |= {"new_rows": len(self.rows), "new": at}
 
@@ -286,6 +319,8 @@ class _Writer:
         exact = self._recoded(source)
         blocks = exact or quantize(gguf.load(source))
         blocks_product(self.parts, "hidden", blocks, name)
+        if self.reading:
+            return
         if exact is None or not tied:
             exact = None if tied else self._recoded("token_embd.weight")
         if exact is None:
@@ -317,6 +352,14 @@ _NAMES = {
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
 }
+
+
+def _reads(gguf: WeightSource, spec: BackboneSpec) -> bool:
+    """Whether prompts get a graph of their own: the layers have four bits, so that eight for a whole row lose little
+    more, and are small."""
+    matrices = [gguf.tensors[_tensor(i, part)] for i in range(spec.layers) for part in _NAMES]
+    four_bits = all(info.type in nibbles.TYPES and info.shape[1] % nibbles.BLOCK == 0 for info in matrices)
+    return four_bits and sum(math.prod(info.shape) for info in matrices) <= READING_WEIGHTS
 
 
 def _tensor(layer: int, part: str) -> str:
