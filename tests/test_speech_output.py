@@ -239,6 +239,30 @@ def test_the_stop_token_is_not_spoken_and_a_length_limit_loses_nothing(exported)
     assert units(steps[:-1]) != units(steps)
 
 
+@pytest.mark.parametrize(("pieces", "runs"), [(" abcd", 11), (" abc4", 16), (" abcd,", 16)])
+def test_a_beginning_too_short_to_be_said_is_projected_at_once(exported, monkeypatch, pieces, runs):
+    _, runner = exported
+    random = np.random.default_rng(2)
+    table = random.normal(size=(20, DIM)).astype(np.float32)
+    steps = [Step(i, 0.0, hidden=random.normal(size=DIM).astype(np.float32)) for i in range(3, 18)]
+    called, run = [], runner.run
+    monkeypatch.setattr(runner, "run", lambda states, *rest: called.append(len(states)) or run(states, *rest))
+
+    def units(first: int) -> list[int]:
+        generator = Mute()
+        generator.first = first
+        spoken = Spoken(runner, lambda ids: table[ids], lambda ids: pieces, END, generator, lambda sound: None)
+        list(spoken.follow(iter(steps)))
+        spoken.finish()
+        return spoken.units
+
+    one_by_one = units(0)
+    assert called == [1] * 16  # and the end
+    called.clear()
+    assert units(33) == one_by_one  # 29 letters and spaces are waited for
+    assert len(called) == runs and sum(called) == 16
+
+
 def test_the_cached_projector_is_the_whole_one_in_any_pieces(exported):
     projector, runner = exported
     random = np.random.default_rng(0)

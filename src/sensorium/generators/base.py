@@ -46,6 +46,9 @@ class SpeechGenerator(Protocol):
     Attributes:
         units: what it takes.
         rate: samples a second of what it gives.
+
+    It may say by `first`, a number, that no chunk is cut within an utterance's first so many units, as long as they
+    are letters and spaces: then the units of a beginning may come together (`speech.Spoken`).
     """
 
     units: UnitSpec

@@ -45,6 +45,7 @@ class Hibari:
     """
 
     rate = 24000
+    first = FIRST[1]
 
     def __init__(self, threads: int = 1, speed: float = 1.0) -> None:
         try:

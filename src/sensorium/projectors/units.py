@@ -98,25 +98,32 @@ class UnitStream:
         self._projector = projector
         self._past: Floats | None = None
         self._frames = 0
+        self._held: list[tuple[Floats, Floats, Floats, NDArray[np.int64]]] = []
         self._before = np.zeros(projector.dim, np.float32)
         self._spelling = Spelling(projector.letters)
         self._last = BLANK
 
-    def push(self, hidden: Floats | None, embed: Floats, piece: str) -> list[int]:
-        """The units that a token adds.
+    def push(self, hidden: Floats | None, embed: Floats, piece: str, *, wait: bool = False) -> list[int]:
+        """The units that a token adds, and those before it that waited.
 
         Args:
             hidden: float32 [dim], the state that the token was chosen from; None where there is none.
             embed: float32 [dim], the token's row of the embedding table.
             piece: the token's text.
+            wait: the units are not needed yet. Several tokens together take hardly longer than one, since the time goes
+                into reading the weights.
         """
         embed = np.asarray(embed, np.float32).reshape(-1)
         state = np.zeros_like(embed) if hidden is None else np.asarray(hidden, np.float32).reshape(-1)
         letters = self._spelling.push(piece)
-        frame = (state[None], embed[None], self._before[None], letters[None])
-        logits, self._past = self._projector.run(*frame, self._past, self._frames)
-        self._frames += 1
+        self._held.append((state, embed, self._before, letters))
         self._before = embed
+        if wait:
+            return []
+        states, embeds, before, spelt = (np.stack(column) for column in zip(*self._held))
+        logits, self._past = self._projector.run(states, embeds, before, spelt, self._past, self._frames)
+        self._frames += len(self._held)
+        self._held.clear()
         return self._collapse(logits.reshape(-1, logits.shape[-1]).argmax(axis=-1))
 
     def flush(self, end: Floats) -> list[int]:
