@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from sensorium.projectors.units import UnitProjector
 
 LETTERS_A_UNIT = 0.9
-"""Plain letters and spaces that a unit takes at least: of 20 sentences, none had 24 phonemes before its 23rd letter."""
+"""Plain letters and spaces that a unit takes at least: of 20 sentences, none had 16 phonemes before its
+15th letter or 24 before its 23rd."""
 SENTENCE_END = re.compile(r"[.!?…][\"”’)\]]*\s")
 
 
