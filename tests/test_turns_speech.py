@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ import sensorium
 import tiny
 from sensorium.backbones.engine import Step
 from sensorium.media import load_audio
+from sensorium.messages import Message
 from sensorium.speech import Cascade
 from sensorium.turns import Committed, Done, ModelEngine, Silero, SpeechStarted, SpeechStopped, Turns
 from sensorium.turns.activity import FRAME, RATE
@@ -147,3 +150,39 @@ def test_a_spoken_question_finds_itself_encoded(tmp_path, silero, question):
     assert isinstance(events[-2], Done) and len(encoded) == 1
     usage = answers[0].answer.usage
     assert usage.media_tokens > 1 and usage.cached_tokens == usage.prompt_tokens - 1
+
+
+# The benchmark of the wait --------------------------------------------------------------------------------------------
+
+
+def test_a_live_question_ends_with_its_last_word(question, monkeypatch):
+    from sensorium.evaluation import live
+
+    short, asked = question[: RATE // 2], FakeEngine()
+    monkeypatch.setattr(live, "ModelEngine", lambda model, **options: asked)
+    assert live.first_sound_live(None, np.pad(short, (0, RATE))) > 0
+    assert not asked.prepared  # of the second of quiet behind it nothing is heard: no pause tells that it is over
+    (message,) = asked.asked[0]
+    assert len(message.content[0].samples) <= len(short) + FRAME
+    with pytest.raises(ValueError, match="says nothing"):
+        monkeypatch.setattr(live, "ModelEngine", lambda model, **options: FakeEngine(()))
+        live.first_sound_live(None, short)
+
+
+def test_the_cascade_writes_each_question_down_once(monkeypatch):
+    from sensorium.evaluation import live
+
+    calls, told = [], []
+    monkeypatch.setattr(ModelEngine, "__init__", lambda self, model, **options: None)
+    monkeypatch.setattr(ModelEngine, "prepare", lambda self, messages: told.append(messages))
+    monkeypatch.setattr(ModelEngine, "respond", lambda self, messages, speaker, cancel: told.append(messages))
+    cascade = live.Dictation(None, lambda samples: calls.append(len(samples)) or f"question {len(calls)}")
+    sounds = [load_audio(noise(0.1, 0.1, seed), array_rate=RATE) for seed in (1, 2)]
+    conversation = [Message("user", [sounds[0]]), Message("assistant", "Yes."), Message("user", [sounds[1]])]
+    cascade.prepare(conversation[:1])
+    cascade.respond(conversation, None, threading.Event())
+    assert len(calls) == 2
+    assert [[message.text for message in each] for each in told] == [
+        ["question 1"],
+        ["question 1", "Yes.", "question 2"],
+    ]
