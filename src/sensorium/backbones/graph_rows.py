@@ -52,7 +52,7 @@ def _two_digits(parts: Parts, x: str, weight: Floats, name: str, most: float) ->
     step = np.float32(most / _HALF)
     first = parts.tensor(f"{name}.step", np.array(step))
     second = parts.tensor(f"{name}.second", np.array(step * _SECOND))
-    zero, share = parts.tensor("digits.zero", np.array(_ZERO, np.uint8)), parts.tensor("digits.share", _SECOND)
+    zero, share = parts.tensor("digits.zero", np.array(_ZERO, np.uint8)), parts.tensor("digits.share", np.array(_SECOND))
     parts.node("QuantizeLinear", [x, first, zero], [f"{name}.high"])
     parts.node("DequantizeLinear", [f"{name}.high", first, zero], [f"{name}.rounded"])
     parts.node("Sub", [x, f"{name}.rounded"], [f"{name}.left"])
