@@ -60,7 +60,7 @@ class Peer:
         self.projector = copy.deepcopy(self.parts.start)
         optimizer = torch.optim.AdamW(
             self.projector.parameters(), lr=train.learning_rate.projector, betas=(0.9, 0.98),
-            weight_decay=train.weight_decay,
+            weight_decay=train.weight_decay, fused=True,
         )  # fmt: skip
         for ready in self.batches(steps):
             total = 0.0
