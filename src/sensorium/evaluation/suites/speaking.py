@@ -10,6 +10,7 @@ whole answers.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,9 @@ class Said:
 
 STAGES = ("prefill", "units", "generator", "first sound")
 """Of an answer: prefill, projector or text front-end in all, generator in all, from the call to the first sound."""
+
+WHOLE = "whole"
+"""From the call to the last sample; by the seconds of sound that come of it, the real-time factor."""
 
 
 def evaluate_speaking(
@@ -101,6 +105,12 @@ def evaluate_speaking(
             way: median([said.seconds[stage] for said in found[way]]) for way in found if way in ("cascade", "model")
         }
         rows.append(Row(SECTION, f"{stage}, s (median)", None, None, numbers, unit="number", lower_is_better=True))
+    factors = {
+        way: median([said.seconds[WHOLE] * generator.rate / max(len(said.sound), 1) for said in found[way]])
+        for way in found
+        if way in ("cascade", "model")
+    }
+    rows.append(Row(SECTION, "real-time factor (median)", None, None, factors, unit="number", lower_is_better=True))
     seconds = {way: sum(len(one.sound) for one in said) / generator.rate for way, said in found.items()}
     return Scorecard("speech", model.name, rows, {"questions": len(asked), "tokens": longest, "sound_s": seconds})
 
@@ -110,11 +120,13 @@ def say(model: Model, question: str, cascade: bool, longest: int) -> Said:
     sound: list[np.ndarray] = [np.zeros(0, np.float32)]
     speaker = model.speaker(sound.append, cascade=cascade)
     model.parts.bare.get().clear_cache()  # every prompt is prefilled, as a new one would be
+    began = time.perf_counter()
     answer = model.chat(question, speaker=speaker, max_tokens=longest)
+    whole = time.perf_counter() - began
     timings = speaker.timings
     first = timings.first_sound_s if timings.first_sound_s is not None else float("nan")
     stages = (answer.timings.prefill_s, timings.units_s, timings.generator_s, first)
-    return Said(answer.text, speaker.units, np.concatenate(sound), dict(zip(STAGES, stages)))
+    return Said(answer.text, speaker.units, np.concatenate(sound), {**dict(zip(STAGES, stages)), WHOLE: whole})
 
 
 def listener() -> Hear:
