@@ -416,6 +416,20 @@ def test_damaged_checkpoints_are_one_sentence(file, trained, tmp_path, how):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fused", [True, None])
+def test_the_count_of_steps_lies_where_the_optimizer_looks_for_it(tmp_path, fused):
+    tensor = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.AdamW([tensor], fused=fused)
+    tensor.sum().backward()
+    optimizer.step()
+    checkpoint.save(tmp_path, 1, checkpoint.collect({"w": tensor}, optimizer), {})
+    elsewhere = torch.empty(3, device="meta", requires_grad=True)  # as on a GPU
+    resumed = torch.optim.AdamW([elsewhere], fused=fused)
+    checkpoint.load(tmp_path, {"w": elsewhere}, resumed)
+    found = {key: value.device.type for key, value in resumed.state[elsewhere].items()}
+    assert found == {"exp_avg": "meta", "exp_avg_sq": "meta", "step": "meta" if fused else "cpu"}
+
+
 def test_no_checkpoint_is_said(tmp_path):
     with pytest.raises(SensoriumError, match="holds no checkpoint to resume from"):
         checkpoint.check(tmp_path, {})

@@ -138,7 +138,8 @@ def load(
         key, _, target = rest.partition(".")
         if kind == "optimizer" and target in tensors:
             tensor = tensors[target]
-            optimizer.state[tensor][key] = value if key == "step" else like(value, tensor)
+            here = key == "step" and not optimizer.defaults.get("fused")  # only a fused step counts where tensors lie
+            optimizer.state[tensor][key] = value if here else like(value, tensor)
     if rank < len(random):  # resumed with more processes, the others keep the state that their seed gave them
         torch.set_rng_state(random[rank].clone())  # a row of its own: torch reads the storage from its start
         if on_gpu is not None and rank < len(on_gpu) and torch.cuda.is_available():
