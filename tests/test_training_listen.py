@@ -411,3 +411,42 @@ def test_words_that_are_far_leave_no_denormal_numbers():
     assert shares.min() > torch.finfo(torch.float32).tiny
     plain = torch.softmax(words.focus.exp() * words(words.keys[:9] + 0.1), dim=-1)
     assert plain.min() == 0 and torch.allclose(shares, plain, atol=1e-20)
+
+
+# The recipe -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "said"),
+    [
+        ("projector.options.words=9", "projector.options.words", "as many words as training says"),
+        ("projector.options.keys=0", "projector", "option keys is 0; give a whole number from 1 to 65536"),
+        ("projector.options.width=65537", "projector", "option width is 65537; give a whole number from 1 to 65536"),
+        ("projector.options.pool=2", "projector", "has no option 'pool'; its options are stack, hidden, depth"),
+        ("projector.options.depth=0", "align.sounds", "give options.depth 1 or more, or 0"),
+        ("data.shards.people=0", "data.shards.people", "give 1 or more"),
+        ("data.shards={}", "data.shards", "list 1 or more"),
+        ("data.shards.radio=1", "data.shards.radio", "use 'broad', 'words' or 'people'"),
+        ("distil.sounds=1", "distil.sounds", "the stage distil does nothing with it"),
+        ("align.align=0.5", "align.align", "the stage align does nothing with it"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_so_is_refused(change, line, said):
+    from pathlib import Path
+
+    from sensorium.training.listen_run import read_recipe
+
+    recipe = Path(__file__).parents[1] / "recipes" / "mini-listen.yaml"
+    with pytest.raises(UsageError) as caught:
+        read_recipe(recipe, [change])
+    assert line in str(caught.value) and said in str(caught.value)
+
+
+def test_the_resolved_recipe_of_a_run_is_a_recipe(tmp_path):
+    from pathlib import Path
+
+    from sensorium.training.listen_run import read_recipe
+
+    plan = read_recipe(Path(__file__).parents[1] / "recipes" / "mini-listen.yaml")
+    (tmp_path / "recipe.yaml").write_text(plan.dump())
+    assert read_recipe(tmp_path / "recipe.yaml") == plan

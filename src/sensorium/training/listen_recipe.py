@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sensorium.errors import UsageError
+from sensorium.config import KeyFault
 from sensorium.projectors.spec import find
+from sensorium.training.recipe import check_options
 from sensorium.training.values import Count, Limits, Rate, Run, Seed, Share, Strict
 
 
@@ -19,15 +20,9 @@ class ListenProjectorRecipe(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> ListenProjectorRecipe:
-        known = find(self.kind)
-        try:
-            if unknown := sorted(set(self.options) - set(known.options)):
-                raise UsageError(
-                    f"projector option {unknown[0]!r} is unknown; {self.kind} has {', '.join(known.options)}."
-                )
-            known.filled(self.options)
-        except UsageError as error:
-            raise ValueError(str(error).rstrip(".")) from None
+        if "words" in self.options:
+            raise KeyFault("there are as many words as training says; leave it out", "options", "words")
+        check_options(self.kind, self.options)
         return self
 
 
@@ -55,6 +50,10 @@ class ListenTrain(Limits):
     checkpoint_every: Count = 500
 
 
+ELSEWHERE = {"align": ("align", "temperature", "end_of_turn"), "distil": ("sounds",)}
+"""Keys that are the other stage's."""
+
+
 class ListenRecipe(Run):
     """One training of a speech projector beside a composition, all of whose other parts stay frozen."""
 
@@ -64,3 +63,14 @@ class ListenRecipe(Run):
     data: ListenData
     align: ListenTrain
     distil: ListenTrain
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ListenRecipe:
+        for stage, keys in ELSEWHERE.items():
+            for key in keys:
+                if getattr(getattr(self, stage), key) != ListenTrain.model_fields[key].default:
+                    raise KeyFault(f"the stage {stage} does nothing with it; leave it out", stage, key)
+        if self.align.sounds and not find(self.projector.kind).filled(self.projector.options)["depth"]:
+            reason = "phonemes are told from what the layers of the projector hear; give options.depth 1 or more, or 0"
+            raise KeyFault(reason, "align", "sounds")
+        return self

@@ -44,11 +44,12 @@ class ProjectorRecipe(Strict):
             raise ValueError(f"only a projector of kind {able} can start from {self.start}; use start: random")
         if self.words and self.start != "concepts":
             raise ValueError("words are added to the encoder's concepts; use start: concepts with words: true")
-        _check_options(self.kind, self.options)
+        check_options(self.kind, self.options)
         return self
 
 
-def _check_options(kind: str, options: Mapping[str, Any]) -> None:
+def check_options(kind: str, options: Mapping[str, Any]) -> None:
+    """For validators: raises ValueError for an option that a projector of this kind has not, or cannot have so."""
     known = KINDS[kind].options
     for name, value in options.items():
         if name not in known:
