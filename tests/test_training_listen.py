@@ -425,6 +425,7 @@ def test_words_that_are_far_leave_no_denormal_numbers():
         ("projector.options.pool=2", "projector", "has no option 'pool'; its options are stack, hidden, depth"),
         ("projector.options.depth=0", "align.sounds", "give options.depth 1 or more, or 0"),
         ("data.shards.people=0", "data.shards.people", "give 1 or more"),
+        ("data.shards.words=true", "data.shards.words", "give a whole number"),
         ("data.shards={}", "data.shards", "list 1 or more"),
         ("data.shards.radio=1", "data.shards.radio", "use 'broad', 'words' or 'people'"),
         ("distil.sounds=1", "distil.sounds", "the stage distil does nothing with it"),

@@ -26,10 +26,13 @@ class ListenProjectorRecipe(Strict):
         return self
 
 
+Shards = Annotated[Count, Field(strict=True)]  # true is no number here, either
+
+
 class ListenData(Strict):
     """Spoken texts, by shards of 400 (`training.listen_store`), and the LLM's answers to some of them."""
 
-    shards: Annotated[dict[Literal["broad", "words", "people"], Count], Field(min_length=1)]  # by mixture
+    shards: Annotated[dict[Literal["broad", "words", "people"], Shards], Field(min_length=1)]  # by mixture
     answers: Count = 6000  # texts of the shards that get an answer, the first ones
     answer_tokens: Annotated[int, Field(ge=1, le=256)] = 16
     repeat: Share = 0.3  # of texts that the LLM is also asked to repeat
