@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,6 +211,29 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(task, tmp_pa
     train_loop(second, second.recipe, tmp_path / "parts", resume=True)
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, second.tensors()[name]), name
+
+
+@pytest.mark.parametrize(("taken", "goes_on"), [(30, True), (40, False)])
+def test_distillation_goes_on_only_from_the_alignment_that_it_began_with(tmp_path, monkeypatch, taken, goes_on):
+    from sensorium.training import listen_run
+
+    run, resumed = object.__new__(listen_run.ListenRun), {}
+    same, task = SimpleNamespace(seed=0, fingerprint="f"), SimpleNamespace(settle=lambda: None)
+    run.plan = SimpleNamespace(align=same, distil=same, projector=SimpleNamespace(kind="stack"))
+    run.llm, run.encoder_spec = SimpleNamespace(shape=same), same
+    run.output, run.resume, run.options, run._align, run._distil = tmp_path, True, {}, lambda: task, lambda: task
+
+    def loop(task, recipe, directory, *, resume, **_):
+        resumed[directory.name] = resume
+        return taken
+
+    monkeypatch.setattr(listen_run, "train_loop", loop)
+    monkeypatch.setattr(listen_run.checkpoint, "check", lambda directory, facts: 30)
+    for stage in listen_run.STAGES:
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / listen_run.checkpoint.FILE).touch()
+        run._stage(stage, [], lambda: False)
+    assert resumed == {"align": True, "distil": goes_on}
 
 
 def test_batches_share_their_positions_and_no_token_is_lost(task):

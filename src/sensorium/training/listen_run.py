@@ -155,9 +155,7 @@ class ListenRun:
             task.settle()
             found = {
                 "spoken": share(self.test.spoken(self._project, few)),
-                "token_errors": round(
-                    self.test.token_errors(self.projector.frames, self.rows, self.test.sentences[::3]), 4
-                ),
+                "token_errors": self._token_errors(self.test.sentences[::3]),
             }
             say(f"{stage} {step}: {found}")
             self._write({stage: step})
@@ -170,10 +168,12 @@ class ListenRun:
             "seed": recipe.seed,
         }
         again = self.resume and (directory / checkpoint.FILE).is_file()
+        before = checkpoint.check(directory, facts) if again else 0
         taken = train_loop(
             task, recipe, directory, resume=again, facts=facts, stopping=stopping, report=report, snapshot=snapshot
         )
         task.settle()
+        self.resume = self.resume and taken == before  # behind a stage that went on, the next one begins anew
         return taken
 
     def _pieces(self, token: int) -> list[str]:
@@ -213,9 +213,7 @@ class ListenRun:
             by.setdefault(self.test.heard.utterances[i].voice, []).append(right)
         self.results["by_voice"] = {voice: share(each) for voice, each in by.items()}
         self.results["other_sound"] = share(self.test.spoken(self._project, asked[::3], shift=len(asked[::3]) // 2 + 1))
-        self.results["token_errors"] = round(
-            self.test.token_errors(self.projector.frames, self.rows, self.test.sentences), 4
-        )
+        self.results["token_errors"] = self._token_errors(self.test.sentences)
         say(json.dumps(self.results, indent=1))
 
     def _write(self, taken: dict[str, int]) -> None:
