@@ -66,7 +66,7 @@ class Words(nn.Module):
     Args:
         table: [words, dim] rows of the LLM's embedding table, frozen.
         keys: width of a key; a frame says a word by pointing to its key. In training keys are made from how words are
-            spelt and pronounced (`training.listen_words`), so that one that was never heard has its place, too.
+            spelt and pronounced (`training.listen_words`), so that a rare one learns from those that sound like it.
     """
 
     table: Tensor

@@ -1,8 +1,8 @@
 """How words sound, as keys that frames point to: made of pieces of their pronunciation and spelling.
 
 A key is a sum over pieces of one to four phonemes and of three letters (fastText's idea, arXiv 1607.04606, with sounds
-added), so words share what they have in common, and a word that training never heard has a key all the same. A
-correction of its own learns what is particular about a word.
+added), so words share what they have in common, and a rare one learns from those that sound like it. A correction of
+its own learns what is particular about a word. Tokens that training never says have none (`listen_run`).
 """
 
 from __future__ import annotations
