@@ -335,6 +335,16 @@ def test_the_dependencies_listed_are_those_declared():
         assert len(row) == 3 and all(row), f"{name} needs a reason and a licence"
 
 
+def test_the_packages_of_speech_are_listed_with_their_licences():
+    from sensorium.evaluation import human_voices
+    from sensorium.training.data import people, spoken
+
+    parts = [part for module in (spoken, people, human_voices) for part in module.PACKAGES.values()]
+    wanted = {(re.match(r"deb:([\w-]+)=", part.source)[1], part.licence) for part in parts}
+    listed = table(ROOT / "docs" / "dependencies.md", "Debian packages of speech")
+    assert {(name.strip("`"), licence) for name, _, licence in listed} == wanted
+
+
 def test_the_recipe_keys_listed_are_those_of_the_schema():
     from pydantic import BaseModel
 
