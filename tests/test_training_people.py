@@ -90,7 +90,15 @@ def test_a_stretch_of_a_line_goes_with_its_recording(queen):
     ]
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"RIFF" + data[4:], lambda data: data[:60], lambda data: data[:9]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"RIFF" + data[4:],
+        lambda data: data[:60],
+        lambda data: data[:9],
+        lambda data: data[:15] + b"\xff" + data[16:],
+    ],
+)
 def test_another_file_is_refused(queen, damage):
     queen.write_bytes(damage(queen.read_bytes()))
     with pytest.raises(SensoriumError, match="package"):

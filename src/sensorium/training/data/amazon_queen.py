@@ -51,7 +51,7 @@ def lines(path: Path) -> list[Line]:
         raise SensoriumError(f"{path} is not the English game with MP3; take queen.1c of the package as it is.")
     try:
         return list(_found(data))
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise SensoriumError(f"{path} is damaged ({error}); fetch the package again.") from error
 
 
