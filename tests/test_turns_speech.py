@@ -13,6 +13,7 @@ pytest.importorskip("hibari")
 import sensorium
 import tiny
 from sensorium.backbones.engine import Step
+from sensorium.errors import SensoriumError
 from sensorium.media import load_audio
 from sensorium.messages import Message
 from sensorium.speech import Cascade
@@ -166,6 +167,9 @@ def test_a_live_question_ends_with_its_last_word(question, monkeypatch):
     assert len(message.content[0].samples) <= len(short) + FRAME
     with pytest.raises(ValueError, match="says nothing"):
         monkeypatch.setattr(live, "ModelEngine", lambda model, **options: FakeEngine(()))
+        live.first_sound_live(None, short)
+    monkeypatch.setattr(live, "ModelEngine", lambda model, **options: FakeEngine(error=SensoriumError("no room")))
+    with pytest.raises(SensoriumError, match="no room"):
         live.first_sound_live(None, short)
 
 

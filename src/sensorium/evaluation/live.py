@@ -77,17 +77,20 @@ def first_sound_live(
 
     Raises:
         ValueError: nothing is said.
+        Exception: whatever ended the answer.
     """
     sound = sound[: int(np.flatnonzero(np.abs(sound) > LOUD * np.abs(sound).max())[-1]) + 1]
     if transcribe is None:
         engine = ModelEngine(model, max_tokens=LONGEST)
     else:
         engine = Dictation(model, transcribe, max_tokens=LONGEST)
-    over, heard = threading.Event(), []
+    over, heard, failed = threading.Event(), [], []
 
     def on_event(event: Event) -> None:
         if isinstance(event, Sound):
             heard.append(time.perf_counter())
+        if isinstance(event, Failed):
+            failed.append(event.error)
         if isinstance(event, (Sound, *ENDS)):
             over.set()
 
@@ -102,6 +105,8 @@ def first_sound_live(
         turns.release()
         over.wait(PATIENCE_S)
         turns.interrupt()
+    if failed:
+        raise failed[0]
     if not heard:
         raise ValueError("the answer says nothing; ask something else")
     return heard[0] - released
