@@ -91,3 +91,10 @@ def test_a_new_voice_stands_beside_all_the_rest(base, tmp_path):
     assert Composition(again).manifest.files["listen.onnx"] == file_sha256(again / "listen.onnx")
     assert (again / "listen.onnx").read_bytes() == b"new"  # and not the one that was there before
     assert (again / "speech.onnx").read_bytes() == b"speech.onnx"
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for name in ("ears.onnx", "ears.safetensors"):
+        (renamed / name).write_bytes(b"new")
+    heard["projectors"]["speech"] |= {"onnx": "ears.onnx", "weights": "ears.safetensors"}
+    inherit.write_beside(made, renamed, ["ears.onnx", "ears.safetensors"], heard, {}, {})
+    assert not (renamed / "listen.onnx").exists()  # nobody names it any more

@@ -89,9 +89,9 @@ def write_beside(
         facts: further keys of the manifest.
     """
     spec = declared(base)
-    kept = keep(base, spec, files, directory)
     for section, parts in changes.items():
         spec.setdefault(section, {}).update(parts)
+    kept = keep(base, spec, files, directory)
     before: dict[str, Any] = base.manifest.model_dump(mode="json", by_alias=True) if base.manifest else {"schema": 1}
     manifest = {**before, **facts, "frozen": {**before.get("frozen", {}), **frozen}}
     save(directory, spec, manifest, [*kept, *files])
