@@ -31,7 +31,8 @@ class Pronunciation:
     """
 
     def __init__(self, front: Any) -> None:
-        self._front, self._known = front, {}  # type: ignore[var-annotated]
+        self._front = front
+        self._known: dict[str, list[int]] = {}
         self.symbols = [symbol for symbol in front.units.symbols if symbol not in _SILENT]
         self._numbers = {symbol: number for number, symbol in enumerate(self.symbols, start=1)}
 
@@ -44,8 +45,7 @@ class Pronunciation:
         if text not in self._known:
             units = (self._front.units.symbols[unit - 1] for unit in self._front.units_of(text))
             self._known[text] = [self._numbers[unit] for unit in units if unit in self._numbers]
-        found: list[int] = self._known[text]
-        return found
+        return self._known[text]
 
 
 def pieces(token: str, said: Callable[[str], Sequence[str]]) -> list[str]:

@@ -26,7 +26,6 @@ from sensorium.evaluation.speech_metrics import edits, words
 if TYPE_CHECKING:
     from sensorium.model import Model
 
-QUESTIONS = 24
 LONGEST = 48
 Hear = Callable[[np.ndarray, int], str]
 """Sound and its rate -> text."""

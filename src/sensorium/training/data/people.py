@@ -10,7 +10,7 @@ words, and all that last longer than 0.3 s a letter.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,13 +51,13 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class Recording:
-    """What somebody said, and where it is recorded: in `size` bytes of a file from `begin`, or in the whole of it."""
+    """What somebody said, and where it is recorded: in `size` bytes of a file from `begin`."""
 
     text: str
     path: Path
     speaker: str
-    begin: int = 0
-    size: int | None = None
+    begin: int
+    size: int
     engine: ClassVar = "people"
 
     @property
@@ -79,7 +79,7 @@ class Recording:
 
         with self.path.open("rb") as file:
             file.seek(self.begin)
-            return load_audio(file.read(-1 if self.size is None else self.size)).samples
+            return load_audio(file.read(self.size)).samples
 
 
 def recordings() -> list[Recording]:
@@ -99,13 +99,12 @@ def recordings() -> list[Recording]:
     return found
 
 
-def sentence(written: str, known: Callable[[str], bool], words: Collection[int] = WORDS) -> str:
+def sentence(written: str, known: Callable[[str], bool]) -> str:
     """What is really said where a subtitle stands, as a sentence, or "" where nobody can be sure.
 
     Args:
         written: the subtitle.
         known: whether a word in lower case is a word of English; one in four may be none, as names are.
-        words: how many words there may be.
     """
     text = written
     for pattern, instead in _MARKS:
@@ -116,7 +115,7 @@ def sentence(written: str, known: Callable[[str], bool], words: Collection[int] 
     said = re.findall(r"[A-Za-z']+", text)
     shouted = [word for word in said if len(word) > 1 and word.isupper() and word not in _INITIALS]
     strange = [word for word in said if not known(word.strip("'").lower())]
-    if len(said) not in words or 2 * len(shouted) > len(said) or 4 * len(strange) > len(said):
+    if len(said) not in WORDS or 2 * len(shouted) > len(said) or 4 * len(strange) > len(said):
         return ""
     text = re.sub(r"\b[A-Z]+(?:'[A-Z]+)?\b(?!')", lambda word: _calm(word[0]), text)
     return text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
