@@ -26,7 +26,7 @@ Project = Callable[[Tensor, Tensor], Tensor]
 
 
 class ListenTest:
-    """The test questions and sentences of a store, and what the LLM makes of them.
+    """The questions (of the split "dev") and sentences of a store's test shard, and what the LLM makes of them.
 
     Args:
         heard: of the test shard (`ListenStore.test`).

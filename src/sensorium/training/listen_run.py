@@ -205,7 +205,7 @@ class ListenRun:
         return round(self.test.token_errors(self.projector.frames, self.rows, numbers), 4)
 
     def _measure_all(self) -> None:
-        """Every test question by every test voice, and without having heard it."""
+        """Every question of the split "dev" by every test voice, and without having heard it."""
         asked, found = self.test.asked, self.test.spoken(self._project, self.test.asked)
         self.results["spoken"] = share(found, [self.test.heard.utterances[i].text for i in asked])
         by: dict[str, list[bool]] = {}

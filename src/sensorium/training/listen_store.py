@@ -97,7 +97,7 @@ class ListenStore:
         return self._kept(f"{number:05d}", lambda: self._drawn(number))
 
     def test(self) -> Shard:
-        """Test questions and held-out sentences by every test voice, every other one disturbed."""
+        """Questions of the split "dev" and held-out sentences by every test voice, every other one disturbed."""
         return self._kept("test", self._test)
 
     def _drawn(self, number: int) -> Iterator[tuple[Said, Speaker, np.random.Generator]]:
