@@ -3,9 +3,9 @@
     python benchmarks/quantisation.py [--model FILE.gguf] [--text FILE]... [--tokens 7680]
 
 The reference is the same GGUF file dequantised to float32 and run by the same engine, which the tests compare with
-transformers to within 1e-6. Text: two chapters of the Debian Developer's Reference (plain English), the GNU GPL and the
-Artistic License (legal English), in windows of 512 tokens. Intervals are 95 % bootstrap intervals over windows. The
-last line is JSON.
+transformers to within 1e-6. Where prompts are read by a graph of their own, both graphs are measured. Text: two
+chapters of the Debian Developer's Reference (plain English), the GNU GPL and the Artistic License (legal English), in
+windows of 512 tokens. Intervals are 95 % bootstrap intervals over windows. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from llm_common import machine, model_file, prepare
 from sensorium import hub
 from sensorium.backbones.engine import Engine, Segment
 from sensorium.backbones.gguf import GGUF
+from sensorium.backbones.graph_runner import READING
 from sensorium.backbones.sampling import log_softmax
 from sensorium.backbones.tokenizer import Tokenizer
 
@@ -75,45 +77,53 @@ def main() -> None:
     ids = windows(tokenizer, texts(args.text), args.tokens)
     count = len(ids) * (WINDOW - 1)
     shape = (len(ids), WINDOW - 1)
-    # Per predicted token: the surprise under each model, whether both would say the same, and KL(reference || int8).
-    surprise = {"fp32": np.zeros(shape), "int8": np.zeros(shape)}
-    agree, divergence = np.zeros(shape), np.zeros(shape)
+    # Per predicted token: the surprise under each graph, whether it would say what the reference does, and KL(reference
+    # || graph).
+    surprise, agree, divergence = (defaultdict(lambda: np.zeros(shape)) for _ in range(3))
     with tempfile.TemporaryDirectory() as scratch:
-        engines = {
-            name: Engine(prepare(path, Path(scratch) / name, name), args.threads, prefix_cache_bytes=0)
-            for name in surprise
-        }
+        exact, rounded = (
+            Engine(prepare(path, Path(scratch) / name, name), args.threads, prefix_cache_bytes=0)
+            for name in ("fp32", "int8")
+        )
+        graphs = {"decoding": True, **({"prompts": False} if (Path(scratch) / "int8" / READING).exists() else {})}
         for i, row in enumerate(ids):
-            logprobs = {
-                name: log_softmax(engine.logits([Segment(ids=tuple(row))])[:-1]) for name, engine in engines.items()
-            }
-            for name, values in logprobs.items():
-                surprise[name][i] = -values[np.arange(WINDOW - 1), row[1:]]
-            agree[i] = logprobs["fp32"].argmax(-1) == logprobs["int8"].argmax(-1)
-            divergence[i] = (np.exp(logprobs["fp32"]) * (logprobs["fp32"] - logprobs["int8"])).sum(-1)
+            prompt, said = [Segment(ids=tuple(row))], (np.arange(WINDOW - 1), row[1:])
+            wanted = log_softmax(exact.logits(prompt)[:-1])
+            surprise["exact"][i] = -wanted[said]
+            for name, decoding in graphs.items():
+                found = log_softmax(rounded.logits(prompt, decoding=decoding)[:-1])
+                surprise[name][i] = -found[said]
+                agree[name][i] = wanted.argmax(-1) == found.argmax(-1)
+                divergence[name][i] = (np.exp(wanted) * (wanted - found)).sum(-1)
     perplexity = {name: float(np.exp(values.mean())) for name, values in surprise.items()}
-    change = 100 * (np.exp(np.array(interval(surprise["int8"] - surprise["fp32"]))) - 1)
-    relative = 100 * (perplexity["int8"] / perplexity["fp32"] - 1)
-    same = interval(agree)
     print(f"{count} tokens in {len(ids)} windows of {WINDOW}; {path.name}")
-    print(f"{'weights':<22}{'perplexity':>11}{'change':>24}{'top-1 agreement':>26}{'KL (nats)':>11}")
-    print(f"{'dequantised, float32':<22}{perplexity['fp32']:>11.3f}")
-    print(
-        f"{'int8, int8 activations':<22}{perplexity['int8']:>11.3f}"
-        f"{f'{relative:+.2f} % [{change[0]:+.2f}, {change[1]:+.2f}]':>24}"
-        f"{f'{agree.mean():.4f} [{same[0]:.4f}, {same[1]:.4f}]':>26}{divergence.mean():>11.4f}"
-    )
+    print(f"{'graph':<22}{'perplexity':>11}{'change':>24}{'top-1 agreement':>26}{'KL (nats)':>11}")
+    print(f"{'dequantised, float32':<22}{perplexity['exact']:>11.3f}")
+    results = {}
+    for name in graphs:
+        change = 100 * (np.exp(np.array(interval(surprise[name] - surprise["exact"]))) - 1)
+        relative = 100 * (perplexity[name] / perplexity["exact"] - 1)
+        same, equal, apart = interval(agree[name]), float(agree[name].mean()), float(divergence[name].mean())
+        print(
+            f"{f'rounded, {name}':<22}{perplexity[name]:>11.3f}"
+            f"{f'{relative:+.2f} % [{change[0]:+.2f}, {change[1]:+.2f}]':>24}"
+            f"{f'{equal:.4f} [{same[0]:.4f}, {same[1]:.4f}]':>26}{apart:>11.4f}"
+        )
+        results[name] = {
+            "perplexity_int8": round(perplexity[name], 4),
+            "perplexity_change_percent": round(relative, 3),
+            "perplexity_change_95": [round(float(v), 3) for v in change],
+            "top1_agreement": round(equal, 4),
+            "top1_agreement_95": [round(v, 4) for v in same],
+            "kl_nats": round(apart, 5),
+        }
     result = {
         "benchmark": "quantisation",
         "n": count,
         "windows": len(ids),
-        "perplexity_float32": round(perplexity["fp32"], 4),
-        "perplexity_int8": round(perplexity["int8"], 4),
-        "perplexity_change_percent": round(relative, 3),
-        "perplexity_change_95": [round(float(v), 3) for v in change],
-        "top1_agreement": round(float(agree.mean()), 4),
-        "top1_agreement_95": [round(v, 4) for v in same],
-        "kl_nats": round(float(divergence.mean()), 5),
+        "perplexity_float32": round(perplexity["exact"], 4),
+        **results.pop("decoding"),
+        **results,
         **machine(args.threads),
     }
     print(json.dumps(result))

@@ -222,13 +222,17 @@ class Engine:
         _, (logits, *_) = self._prefill(source, self.stats, None, len(source.embeds))
         return log_softmax(logits)
 
-    def logits(self, prompt: Prompt) -> Floats:
-        """Logits float32 [n, vocab] after each position of the prompt (the prefix cache is not used)."""
-        return self._everywhere(prompt, "logits")
+    def logits(self, prompt: Prompt, *, decoding: bool = False) -> Floats:
+        """Logits float32 [n, vocab] after each position of the prompt (the prefix cache is not used).
+
+        Args:
+            decoding: of the graph that decodes, where another one reads prompts.
+        """
+        return self._everywhere(self._runner if decoding else self._reader, prompt, "logits")
 
     def hidden_states(self, prompt: Prompt) -> Floats:
         """Hidden states float32 [n, dim] at each position, after the last norm (what the output head sees)."""
-        return self._everywhere(prompt, "hidden")
+        return self._everywhere(self._reader, prompt, "hidden")
 
     def clear_cache(self) -> None:
         """Forget earlier prompts."""
@@ -339,17 +343,11 @@ class Engine:
         if self._prefixes.wants(codes, cache.nbytes_per_position):
             self._prefixes.add(codes, cache.read(0, len(codes)))
 
-    def _everywhere(self, prompt: Prompt, output: str) -> Floats:
+    def _everywhere(self, runner: Runner, prompt: Prompt, output: str) -> Floats:
         source = self._joined(prompt)
-        cache = self._runner.cache(1, len(source.embeds) + 1)
-        starts = range(0, len(source.embeds), CHUNK)
-        return np.concatenate(
-            [
-                self._read(self._reader, cache, e, (output,), len(e))[0]
-                for i in starts
-                for e in [source.embeds[i : i + CHUNK]]
-            ]
-        )
+        cache = runner.cache(1, len(source.embeds) + 1)
+        chunks = [source.embeds[i : i + CHUNK] for i in range(0, len(source.embeds), CHUNK)]
+        return np.concatenate([self._read(runner, cache, chunk, (output,), len(chunk))[0] for chunk in chunks])
 
     def _read(
         self, runner: Runner, cache: Cache, embeds: Floats, outputs: tuple[str, ...], chosen: int
