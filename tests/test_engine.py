@@ -36,15 +36,20 @@ def plain(directory: Path) -> Engine:
     return Engine(directory, threads=1, prefix_cache_bytes=0)
 
 
+@pytest.fixture
+def one_graph(engine: Engine, plain: Engine) -> None:
+    """What decodes reads the prompts, too: two graphs round differently, which would hide a fault of the cache."""
+    for each in (engine, plain):
+        each._reader = each._runner
+
+
 def picture(seed: int, rows: int = 6) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.5, (rows, tiny_llm.DIM)).astype(np.float32)
 
 
 def close(engine: Engine) -> float:
     """How far log-probabilities may lie apart that are equal but for the order of sums: rounding activations to eight
-    bits amplifies the smallest difference in a random model. Two graphs round differently besides."""
-    if engine._reader is not engine._runner:
-        return 0.5
+    bits amplifies the smallest difference in a random model."""
     return 0.1 if engine.quantization == "int8" else 1e-4
 
 
@@ -58,7 +63,7 @@ GREEDY = SamplingParams(max_tokens=12)
 # -- the cache changes nothing
 
 
-def test_cached_decoding_equals_reading_everything_anew(plain: Engine) -> None:
+def test_cached_decoding_equals_reading_everything_anew(plain: Engine, one_graph: None) -> None:
     prompt = ids(9, 1)
     steps = list(plain.generate([Segment(ids=prompt)], GREEDY))
     assert [step.finish for step in steps] == [None] * 11 + ["length"]
@@ -79,14 +84,13 @@ def test_chunks_of_the_prefill_change_nothing(plain: Engine, monkeypatch: pytest
     np.testing.assert_array_equal(plain.logits(prompt), all_logits)
 
 
-def test_growing_past_the_first_capacity_changes_nothing(plain: Engine) -> None:
+def test_growing_past_the_first_capacity_changes_nothing(plain: Engine, one_graph: None) -> None:
     prompt = [Segment(ids=ids(250, 4))]
     steps = list(plain.generate(prompt, SamplingParams(max_tokens=300)))
     assert len(steps) == 300
     whole = plain.logits([Segment(ids=(*prompt[0].ids, *tokens(steps)))])
     agreeing = whole[249:-1].argmax(-1) == tokens(steps)
-    # Near ties may fall either way between one and many rows, and more of them between two graphs.
-    assert agreeing.mean() > (0.95 if plain._reader is plain._runner else 0.8)
+    assert agreeing.mean() > 0.95  # near ties may fall either way between one and many rows
 
 
 def test_embeddings_of_tokens_act_as_the_tokens(plain: Engine) -> None:
@@ -208,7 +212,7 @@ def test_threads_share_an_engine_without_mixing_their_answers(engine: Engine, pl
 # -- scores
 
 
-def test_a_score_is_the_sum_of_its_tokens_log_probabilities(engine: Engine, plain: Engine) -> None:
+def test_a_score_is_the_sum_of_its_tokens_log_probabilities(engine: Engine, plain: Engine, one_graph: None) -> None:
     prompt = [Segment(ids=ids(6, 50)), Segment(embeds=picture(9)), Segment(ids=(4,))]
     choices = [ids(1, 51), ids(3, 52), ids(3, 53), (*ids(1, 51), 7), ids(70, 54)]
     scores = engine.score(prompt, choices)
