@@ -82,6 +82,7 @@ class ListenRun:
 
     def __init__(self, plan: ListenRecipe, base: Composition, output: Path, resume: bool) -> None:
         self.plan, self.output, self.resume = plan, output, resume
+        self.pronounced = Pronunciation(generators.create("hibari"))  # which may be missing, so before hours of work
         self.model = Model(base).load()
         self.tokenizer = self.model.parts.tokenizer.get()
         self.prompt = ListenPrompt(self.tokenizer, base.spec.backbone.template)
@@ -111,7 +112,6 @@ class ListenRun:
         own = {**self.options, "table": table[classes].half().float()}
         self.projector = make(encoder.spec.dim, self.llm.shape.dim, None, **own)
         self.rows = TokenRows(self.projector.words, said)
-        self.pronounced = Pronunciation(generators.create("hibari"))
         self.keys = WordKeys([self._pieces(token) for token in said], self.options["keys"])
         self.sounds = Sounds(self.options["width"], len(self.pronounced.symbols)) if plan.align.sounds else None
         self.results: dict[str, Any] = {}
