@@ -52,21 +52,23 @@ def main() -> None:
         way: {stage: median([1000 * seconds for seconds in values[stage]]) for stage in stages}
         for way, values in found.items()
     }
+    pairs = zip(found["cascade"][latency.WHOLE], found.get("model", {}).get(latency.WHOLE, []))
+    ratio = median([slow / fast for slow, fast in pairs]) if "model" in found else None
     if options.json:
         plain = {
             way: {s: {"ms": round(e.value, 1), "ci95": [round(e.low, 1), round(e.high, 1)]} for s, e in by.items()}
             for way, by in table.items()
         }
-        print(json.dumps({"rounds": options.rounds, "cores": physical_cores(), "machine": platform.machine(), **plain}))
+        times = ratio and {"times": round(ratio.value, 2), "ci95": [round(ratio.low, 2), round(ratio.high, 2)]}
+        facts = {"rounds": options.rounds, "cores": physical_cores(), "machine": platform.machine()}
+        print(json.dumps({**facts, **plain, "ratio": times}))
         return
     print(f"medians of {options.rounds} questions in ms, {physical_cores()} cores\n")
     print(f"| {'stage':12} | {' | '.join(f'{way:>22}' for way in table)} |\n|---|{'---|' * len(table)}")
     for stage in stages:
         cells = [f"{e.value:8.1f} [{e.low:5.0f}, {e.high:5.0f}]" for e in (by[stage] for by in table.values())]
         print(f"| {stage:12} | {' | '.join(f'{cell:>22}' for cell in cells)} |")
-    if "model" in table:
-        pairs = zip(found["cascade"][latency.WHOLE], found["model"][latency.WHOLE])
-        ratio = median([slow / fast for slow, fast in pairs])
+    if ratio:
         print(f"\nthe direct way is {ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] as fast")
 
 
