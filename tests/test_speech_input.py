@@ -104,6 +104,30 @@ def test_pictures_come_first_and_speech_keeps_its_place_among_the_texts(model):
     assert counts == [tiny.TOKENS, 1, 3] and prepared.rendered.media_tokens == sum(counts)
 
 
+def test_a_projector_of_words_may_leave_out_positions_and_no_other(tmp_path, monkeypatch):
+    from sensorium.projectors.runtime import Projector
+
+    project = Projector.__call__
+
+    def every_other(self, features):
+        embeds = project(self, features)
+        return embeds[:, ::2] if self.tokens is None else embeds
+
+    monkeypatch.setattr(Projector, "__call__", every_other)
+    directory = tiny.write(tmp_path / "fewer", speech=True)
+    with pytest.raises(SensoriumError, match=r"16 tokens of 127 frames, but the projector 'speech' .* gives 8"):
+        sensorium.load(directory, progress=False).ask(audio=said(6000))
+    text = (directory / "composition.yaml").read_text(encoding="utf-8")
+    (directory / "composition.yaml").write_text(text.replace("stack: 8", "stack: 8, words: 3"), encoding="utf-8")
+    model = sensorium.load(directory, progress=False)
+    picture, first, second = sensorium.load_image(RED), said(6000), said(12000, 1)
+    prepared = model.prepare([Message("user", [first, picture, "why?", second])])
+    counts = [len(segment) for segment in prepared.segments if segment.embeds is not None]
+    assert counts == [tiny.TOKENS, 2, 3] and prepared.rendered.media_tokens == sum(counts)
+    assert prepared.rendered.length == sum(len(segment) for segment in prepared.segments)
+    assert model.ask(audio=second, max_tokens=1).usage.media_tokens == 3
+
+
 def test_gemmas_template_trims_around_speech_alone(model):
     tokenizer = model.parts.tokenizer.get()
     slot = Slot("speech")

@@ -20,7 +20,7 @@ from sensorium.training.data import spoken_questions, voices  # noqa: E402
 from sensorium.training.listen_heard import Drawn, Heard, needed  # noqa: E402
 from sensorium.training.listen_recipe import ListenTrain  # noqa: E402
 from sensorium.training.listen_store import Shard, quiet  # noqa: E402
-from sensorium.training.listen_task import AlignTask  # noqa: E402
+from sensorium.training.listen_task import AlignTask, kept  # noqa: E402
 from sensorium.training.listen_words import Pronunciation, Sounds, WordKeys, pieces  # noqa: E402
 from sensorium.training.loop import train_loop  # noqa: E402
 from sensorium.training.objectives.align import TokenRows, align  # noqa: E402
@@ -40,7 +40,9 @@ def test_the_twin_of_a_stack_is_the_torch_module_at_any_length(tmp_path, options
     table = torch.randn(30, WIDE) if "words" in options else None
     projector = StackProjector(DIM, WIDE, None, hidden=20, **options, table=table).eval()
     if projector.words is not None:
-        projector.words.keys.normal_()
+        projector.words.keys.normal_().mul_(5)
+        torch.nn.init.constant_(projector.words.prior, 2.0)
+    left_out = 0
     export_listen(projector, DIM, tmp_path)
     projector.load_state_dict({name: value.half().float() for name, value in projector.state_dict().items()})
     twin = onnxruntime.InferenceSession(str(tmp_path / "listen.onnx"))
@@ -49,9 +51,32 @@ def test_the_twin_of_a_stack_is_the_torch_module_at_any_length(tmp_path, options
     for frames in (1, 7, 8, 9, 16, 41, 200):
         features = torch.randn(1, frames, DIM)
         (given,) = twin.run(None, {"features": features.numpy()})
-        assert given.shape == (1, positions_for("stack", options, frames), WIDE)
+        most = positions_for("stack", options, frames)
+        left_out += most - given.shape[1]
+        assert given.shape == (1, min(most, given.shape[1]), WIDE) and given.shape[1] > 0
         with torch.no_grad():
             np.testing.assert_allclose(given, projector(features).numpy(), atol=2e-5)
+    assert (left_out > 0) == ("words" in options)
+
+
+def test_what_stands_between_words_is_left_out_and_a_batch_keeps_what_its_fullest_sound_says():
+    torch.manual_seed(0)
+    projector = StackProjector(DIM, WIDE, None, hidden=20, words=30, keys=8, table=torch.randn(30, WIDE)).eval()
+    projector.words.keys.normal_().mul_(5)
+    torch.nn.init.constant_(projector.words.prior, 6.0)
+    features = torch.randn(6, 80, DIM)
+    with torch.no_grad():
+        alone = [projector(one[None])[0] for one in features]
+        frames = projector.frames(features)
+        together = kept(projector.words, frames)
+        assert len({len(one) for one in alone}) > 1 and together.shape[1] == max(map(len, alone)) < 10
+        for one, row, whole in zip(alone, together, projector.words.mean(frames)):
+            places = [int((whole - position).abs().sum(-1).argmin()) for position in row]
+            assert places == sorted(set(places))  # in their order, each once
+            assert all(any(torch.allclose(position, other, atol=1e-5) for other in row) for position in one)
+        quiet = torch.zeros(1, 80, DIM)
+        torch.nn.init.constant_(projector.words.prior, 50.0)
+        assert projector(quiet).shape[1] >= 1  # something is read even of what says nothing
 
 
 def test_what_is_padded_and_who_stands_beside_changes_nothing():

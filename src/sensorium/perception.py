@@ -126,6 +126,9 @@ class Perception:
                 f"and the model's context holds {engine.context}; shorten the text or attach less."
             )
         perceived = [] if blind else [self.perceive(medium) for medium in rendered.media]
+        taken = {id(medium): len(one.embeds) for medium, one in zip(rendered.media, perceived)}
+        if sum(taken.values()) < rendered.media_tokens and not blind:  # a projector left out what says nothing
+            rendered = render(messages, tokenizer, lambda medium: taken[id(medium)], template=template)
         encode_s = time.perf_counter() - loaded if media else 0.0
         return Prepared(rendered, _segments(rendered, perceived), engine, tokenizer, loaded - started, encode_s)
 
@@ -155,7 +158,7 @@ class Perception:
         return perceived
 
     def count(self, medium: Any) -> int:
-        """The LLM positions that a medium takes."""
+        """The LLM positions that a medium takes at most."""
         kind = kind_of(medium)
         features, frames = self.parts.features[kind].get(), None
         if features.rate_hz is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensorium.errors import SensoriumError, UsageError
+from sensorium.projectors.spec import find
 from sensorium.prompt import TEMPLATES
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def check_projector(
         )
     frames = PROBE if cells is None else None
     tokens, given = composition.tokens(modality, features, frames), projector.count(frames)
-    if given != tokens:
+    fewer = find(declared.kind).may_leave_out(declared.options)
+    if not (1 <= given <= tokens if fewer else given == tokens):
         raise SensoriumError(
             f"{where}: kind {declared.kind!r} with options {declared.options} means {tokens} tokens"
             f"{f' of {frames} frames' if frames else ''}, but {name} gives {given}; set the options as in training."

@@ -35,6 +35,7 @@ class Kind:
         tokens: (options with all defaults filled in, what the encoder gives) -> tokens of one medium.
         positions: of a kind that takes features along time: (options, frames) -> tokens of a medium of so many frames;
             its ``tokens`` is what a medium takes at least.
+        may_leave_out: options -> whether it may give fewer positions than that, of what says nothing.
         starts: what it may start from besides random numbers (`training/projectors.py`).
     """
 
@@ -43,6 +44,7 @@ class Kind:
     options: Mapping[str, int | None]
     tokens: Callable[[Options, FeatureSpec], int]
     positions: Callable[[Options, int], int] | None = None
+    may_leave_out: Callable[[Options], bool] = lambda options: False
     starts: tuple[str, ...] = ()
 
     def filled(self, options: Options) -> dict[str, Any]:
@@ -145,5 +147,6 @@ KINDS: dict[str, Kind] = {
         {"stack": 8, "hidden": 1024, "depth": 0, "context": 2, "width": 512, "words": 0, "keys": 256},
         along_time,
         lambda options, frames: -(-frames // int(options["stack"])),
+        lambda options: bool(options.get("words")),
     ),
 }

@@ -22,7 +22,7 @@ from sensorium.training.rows import Rows
 
 ROWS = 8
 Project = Callable[[Tensor, Tensor], Tensor]
-"""Features [B, frames, dim] and their lengths -> embeddings [B, positions, dim]."""
+"""Features [1, frames, dim] and their length -> embeddings [1, positions, dim]."""
 
 
 class ListenTest:
@@ -50,12 +50,15 @@ class ListenTest:
         """Whether each spoken question is answered right; with a shift, what is heard is another question's sound
         while the choices stay: how often one is right without having heard the question."""
         sounds = [numbers[(i + shift) % len(numbers)] for i in range(len(numbers))]
+        embeds = []
+        for number in sounds:
+            batch = self.heard.whole([number])
+            embeds.append(project(batch.features, batch.lengths)[0])
         right: dict[int, bool] = {}
-        for some in self._grouped(range(len(numbers)), lambda i: self._positions(sounds[i])):
-            batch = self.heard.whole([sounds[i] for i in some])
-            embeds = project(batch.features, batch.lengths)
+        for some in self._grouped(range(len(numbers)), lambda i: len(embeds[i])):
             replies = [self._choices(numbers[i]) for i in some]
-            found = self._answers(embeds, self.prompt.rows(batch.positions, replies))
+            together = torch.stack([embeds[i] for i in some])
+            found = self._answers(together, self.prompt.rows(together.shape[1], replies))
             right.update((i, self._is_right(numbers[i], best)) for i, best in zip(some, found))
         return [right[i] for i in range(len(numbers))]
 
@@ -88,9 +91,6 @@ class ListenTest:
     def _is_right(self, number: int, best: int) -> bool:
         question = self.questions[self.heard.utterances[number].text]
         return question.choices[best] == question.answer
-
-    def _positions(self, number: int) -> int:
-        return -(-int(self.heard.frames[number]) // self.heard.stack)
 
     @staticmethod
     def _grouped(numbers: Sequence[int], key: Callable[[int], int]) -> Iterator[list[int]]:

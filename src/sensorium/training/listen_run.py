@@ -127,6 +127,7 @@ class ListenRun:
         read = self.test.read()
         self.results["read"] = share(list(read.values()))
         few = self.test.subset(FEW)
+        self.rows.words.keys.copy_(self.keys.all())
         self.results["untrained"] = share(self.test.spoken(self._project, self.test.asked[::3]))
         say(f"Read: {self.results['read']}; untrained projector: {self.results['untrained']}")
         taken = {}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sensorium.projectors.stack import BETWEEN, Words
 from sensorium.training.backbone import Backbone
 from sensorium.training.listen_answers import Answers
 from sensorium.training.listen_heard import Batch, Drawn, Heard
@@ -141,12 +142,12 @@ class DistilTask(AlignTask):
         """Divergence from the teacher on answers, and the alignment."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             _, frames = self.project(batch)
-            embeds = self.projector.read(frames)
-        said = [self.heard.tokens[i] for i in batch.numbers]
+            embeds = kept(self.projector.words, frames)
+        written = [self.heard.tokens[i] for i in batch.numbers]
         texts = [self.heard.utterances[i].text for i in batch.numbers]
         replies = [self.answers.of(text) for text in texts]
-        rows = self.prompt.rows(batch.positions, replies)
-        twin = self.prompt.twin(said, replies)
+        rows = self.prompt.rows(embeds.shape[1], replies)
+        twin = self.prompt.twin(written, replies)
         loss, weight = distill(
             self.llm, embeds, rows, twin, temperature=self.recipe.temperature, end_of_turn=self.recipe.end_of_turn
         )
@@ -157,6 +158,17 @@ class DistilTask(AlignTask):
             parts["align"] = float(aligned.detach())
             loss = loss + self.recipe.align * aligned
         return Loss(loss, weight, int(rows.ids.size), parts)
+
+
+def kept(words: Words, frames: Tensor) -> Tensor:
+    """[B, n, keys] -> embeddings [B, k, dim] of the positions that say something, in their order.
+
+    All of a batch keep as many as the one that says most, so some keep a few that stand between words.
+    """
+    between = words.between(frames).detach()
+    most = int((between < BETWEEN).sum(dim=1).max())
+    places = between.topk(most, dim=1, largest=False).indices.sort(dim=1).values
+    return words.mean(frames.gather(1, places[..., None].expand(-1, -1, frames.shape[2])))
 
 
 def dropped(batch: Batch, share: float, rng: np.random.Generator) -> Batch:
