@@ -48,7 +48,7 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 WRITTEN = {
     "composition.yaml", "manifest.json", "image.onnx", "image.safetensors", "lora.safetensors", "composition/",
     "tokens.safetensors", "recipe.yaml", "catalogue.jsonl", "log.jsonl", "checkpoint.safetensors", "results/image.json",
-    "results/image.md", "text-tower.safetensors", "image-tower.safetensors",
+    "results/image.md", "text-tower.safetensors", "image-tower.safetensors", "reading.onnx",
 }  # fmt: skip
 # What a reader writes while following a page, and the file names of examples.
 EXAMPLES = {
