@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -469,3 +471,10 @@ def test_public_names_resolve_lazily():
         assert getattr(sensorium, name) is not None
     with pytest.raises(AttributeError):
         sensorium.nothing  # noqa: B018
+
+
+def test_packages_that_threads_load_from_are_imported_before():
+    """Two threads of which one imports a package and the other a module of it may lock each other out."""
+    code = "import sys, sensorium.loading; print('sensorium.encoders.base' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]

@@ -96,3 +96,15 @@ def test_speech_through_a_link(tmp_path, monkeypatch):
     assert link.is_symlink()
     with wave.open(str(real)) as file:
         assert file.getnframes() > 1000
+
+
+def test_what_is_read_is_not_written_over(tmp_path, monkeypatch):
+    question, link = tmp_path / "question.wav", tmp_path / "link.wav"
+    question.write_bytes(b"sound")
+    link.symlink_to(question)
+    for given in (question, link):
+        with pytest.raises(UsageError, match="it is what you gave to be read"):
+            output_file(given, "-o", ".wav", ["missing.wav", str(question)])
+    assert output_file(tmp_path / "answer.wav", "-o", ".wav", [question]) == tmp_path / "answer.wav"
+    assert output_file(question, "-o", ".wav") == question
+    assert question.read_bytes() == b"sound"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path's own raises for such a name)
 
 
-def output_file(given: Path, option: str, ending: str = "") -> Path:
+def output_file(given: Path, option: str, ending: str = "", inputs: Sequence[str | Path] = ()) -> Path:
     """Where a result will be written: links followed, ``~`` expanded.
 
     Raises UsageError for a file that could not be written, before the work is done whose result it would hold.
@@ -38,6 +38,7 @@ def output_file(given: Path, option: str, ending: str = "") -> Path:
         given: as the user gave it.
         option: what gave it.
         ending: what the name must end with, such as ".wav", where it ends with anything.
+        inputs: files that the result is made of, none of which it may replace.
     """
     path = expanded(given)
     if os.path.islink(path):  # noqa: PTH114
@@ -55,6 +56,8 @@ def output_file(given: Path, option: str, ending: str = "") -> Path:
         reason = f"what is written is {ending.removeprefix('.').upper()}; name it {path.stem}{ending}"
     elif not above.is_dir():
         reason = f"{above} is no directory"
+    elif os.path.exists(path) and any(os.path.exists(each) and path.samefile(each) for each in inputs):  # noqa: PTH110
+        reason = "it is what you gave to be read"
     elif reason := _unwritable(above, path):
         pass
     else:

@@ -54,7 +54,7 @@ def ask(
     """Answer a question, written or spoken, about pictures if there are any."""
     from sensorium.tasks.ask import question
 
-    speak = cli_speak.spoken_file(speak, cascade)
+    speak = cli_speak.spoken_file(speak, cascade, attach)
 
     options = sampling(max_tokens, temperature, seed)
     if ignore_end:  # for benchmarks, which compare equal numbers of tokens

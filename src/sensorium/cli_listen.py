@@ -53,7 +53,7 @@ def listen(
 
     options = sampling(max_tokens, temperature, seed)
     if output is not None:
-        output = output_file(output, "-o", ".wav")
+        output = output_file(output, "-o", ".wav", [file, *attach])
     elif cascade and not play:
         raise UsageError("--cascade is about how an answer is said; give -o OUT.wav or --play as well.")
     cli_media.check([file, *attach], cli_media.sound)

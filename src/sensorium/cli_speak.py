@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,10 +54,11 @@ def speak(
         console.write_json(facts)
 
 
-def spoken_file(given: Path | None, cascade: bool) -> Path | None:
-    """Where an answer is said. Raises UsageError for a file that could not be written, or `--cascade` without one."""
+def spoken_file(given: Path | None, cascade: bool, inputs: Sequence[str]) -> Path | None:
+    """Where an answer is said, which is none of the files that it is about. Raises UsageError for a file that could not
+    be written, or `--cascade` without one."""
     if given is not None:
-        return output_file(given, "--speak", ".wav")
+        return output_file(given, "--speak", ".wav", inputs)
     if cascade:
         raise UsageError("--cascade is about how an answer is said; give --speak OUT.wav as well.")
     return None

@@ -18,8 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sensorium import __version__, hub, seams
+# Packages are imported before threads are: of two that import a package and a module of it at once, one is locked out.
+from sensorium import __version__, encoders, generators, hub, seams
 from sensorium.composition import CHANGING, ON_DEMAND, Composition, file_sha256
+from sensorium.encoders import FeatureSpec, Grid, Sequence
 from sensorium.errors import SensoriumError, install
 from sensorium.hub.paths import remove_stale
 from sensorium.hub.progress import say
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from sensorium.backbones.spec import BackboneSpec
     from sensorium.backbones.tokenizer import Tokenizer
     from sensorium.backbones.torch_engine import TorchModel
-    from sensorium.encoders.base import FeatureSpec
     from sensorium.projectors.runtime import Projector
     from sensorium.projectors.units import UnitProjector
 
@@ -305,8 +306,6 @@ class Parts:
         return directory
 
     def _encoder(self, modality: str) -> Any:
-        from sensorium import encoders
-
         create = encoders.create_audio if modality == "speech" else encoders.create
         declared = self.composition.spec.encoders[modality]  # type: ignore[index]
         # A question is short: CTranslate2's second thread waits for the LLM's and costs more than it gives (17 ms with
@@ -319,8 +318,6 @@ class Parts:
         return encoder
 
     def _features(self, modality: str) -> FeatureSpec:
-        from sensorium.encoders.base import FeatureSpec, Grid, Sequence
-
         def read() -> dict[str, Any]:
             spec = self.encoders[modality].get().spec
             grid = [spec.layout.h, spec.layout.w] if isinstance(spec.layout, Grid) else None
@@ -339,8 +336,6 @@ class Parts:
         return Projector(self.composition.file(self.composition.spec.projectors[modality].onnx), self.threads)  # type: ignore[index]
 
     def _generator(self) -> Any:
-        from sensorium import generators
-
         declared = self.composition.spec.generators.get("speech")
         if declared is None:
             return generators.create("hibari")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sensorium.errors import SensoriumError, UsageError
+from sensorium import hub
+from sensorium.errors import UsageError
 from sensorium.media.audio import AudioSource
 from sensorium.media.limits import DEFAULT, Limits
 from sensorium.tasks.cue_rules import Cue
@@ -41,8 +42,5 @@ def write(cues: list[Cue], path: Path) -> None:
         SensoriumError: the file cannot be written.
     """
     check_ending(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(WRITERS[path.suffix.lower()](cues), encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise SensoriumError(f"{path} cannot be written ({error.strerror}); choose another place.") from None
+    with hub.atomic_write(path, "wb") as file:  # an earlier file stays whole where this one does not fit
+        file.write(WRITERS[path.suffix.lower()](cues).encode())

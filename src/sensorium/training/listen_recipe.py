@@ -74,6 +74,6 @@ class ListenRecipe(Run):
                 if getattr(getattr(self, stage), key) != ListenTrain.model_fields[key].default:
                     raise KeyFault(f"the stage {stage} does nothing with it; leave it out", stage, key)
         if self.align.sounds and not find(self.projector.kind).filled(self.projector.options)["depth"]:
-            reason = "phonemes are told from what the layers of the projector hear; give options.depth 1 or more, or 0"
+            reason = "phonemes are told from what layers hear; give projector.options.depth 1 or align.sounds 0"
             raise KeyFault(reason, "align", "sounds")
         return self
