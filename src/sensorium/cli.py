@@ -66,7 +66,8 @@ def ask(
     if text is None and "speech" not in kinds and "-" not in attach:
         for name in attach:
             cli_media.refuse_neither(name)
-        raise UsageError("Missing argument 'TEXT'; write the question, or attach one that is spoken: -a FILE.")
+        silent = f", and {', '.join(attach)} cannot be it, which holds no sound" if attach else ""
+        raise UsageError(f"Missing argument 'TEXT'{silent}; write the question, or attach one that is spoken: -a FILE.")
     composed = start(model, kinds)
     media = [cli_media.attached(name, composed.hearing) for name in attach]
     pictures, sounds = cli_media.apart(media)

@@ -131,6 +131,7 @@ class ListenStore:
         if not path.is_file():
             with hub.file_lock(path):
                 if not path.is_file():
+                    self.say(f"Spoken texts {name} ({self.mixture}) are being said; half a minute each ...")
                     self._make(path, drawn())
         return Shard(path)
 
