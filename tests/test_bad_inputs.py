@@ -455,7 +455,8 @@ def test_ctrl_c_while_it_answers(model, picture):
         pass
     child.send_signal(signal.SIGINT)
     code, _, err = finished(child)
-    assert (code, err) in ((130, ""), (0, ""))  # it may have finished first
+    # it may have finished first, or be on its way out, when Python hears no signals any more (a shell reads 130)
+    assert (code, err) in ((130, ""), (0, ""), (-signal.SIGINT, ""))
 
 
 def test_the_reader_of_standard_output_goes_away(model):
