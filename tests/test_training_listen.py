@@ -472,7 +472,7 @@ def test_words_that_are_far_leave_no_denormal_numbers():
         ("projector.options.keys=0", "projector", "option keys is 0; give a whole number from 1 to 65536"),
         ("projector.options.width=65537", "projector", "option width is 65537; give a whole number from 1 to 65536"),
         ("projector.options.pool=2", "projector", "has no option 'pool'; its options are stack, hidden, depth"),
-        ("projector.options.depth=0", "align.sounds", "give options.depth 1 or more, or 0"),
+        ("projector.options.depth=0", "align.sounds", "give projector.options.depth 1 or align.sounds 0"),
         ("data.shards.people=0", "data.shards.people", "give 1 or more"),
         ("data.shards.words=true", "data.shards.words", "give a whole number"),
         ("data.shards={}", "data.shards", "list 1 or more"),
