@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-import torch.multiprocessing as mp  # noqa: E402
-
 from sensorium.training.contrastive import Temperature, contrastive_loss, gather  # noqa: E402
+from tiny_ranks import together  # noqa: E402
 
 KINDS = ("clip", "siglip")
 
@@ -132,13 +131,10 @@ def test_one_process_gathers_what_it_has():
     assert gather(rows) is rows
 
 
-def _steps(rank, world, kind, port, results):
+def _steps(rank, world, kind):
     """Three steps of two linear heads on half of the pairs each, gradients averaged as the loop does."""
     from sensorium.training.loop import share
 
-    torch.set_num_threads(1)
-    if world > 1:
-        torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     torch.manual_seed(0)
     heads = torch.nn.ModuleList([torch.nn.Linear(5, 4), torch.nn.Linear(6, 4)])
     temperature = Temperature(kind)
@@ -161,23 +157,13 @@ def _steps(rank, world, kind, port, results):
         optimizer.step()
         temperature.clamp()
         losses.append(value)
-    if rank == 0:
-        results["losses"] = losses
-        results["tensors"] = {name: tensor.detach().numpy().copy() for name, tensor in learnt.items()}
-    if world > 1:
-        torch.distributed.destroy_process_group()
+    return losses, {name: tensor.detach().numpy().copy() for name, tensor in learnt.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_take_the_steps_of_one(kind):
-    from sensorium.training.processes import _free_port
-
-    alone: dict = {}
-    _steps(0, 1, kind, 0, alone)
-    with mp.Manager() as manager:
-        together = manager.dict()
-        mp.start_processes(_steps, (2, kind, _free_port(), together), nprocs=2, start_method="spawn")
-        losses, tensors = together["losses"], together["tensors"]
-    np.testing.assert_allclose(losses, alone["losses"], rtol=1e-4)
-    for name, tensor in alone["tensors"].items():
-        np.testing.assert_allclose(tensors[name], tensor, rtol=1e-4, atol=1e-6)
+    alone = _steps(0, 1, kind)
+    for losses, tensors in together(_steps, 2, kind):
+        np.testing.assert_allclose(losses, alone[0], rtol=1e-4)
+        for name, tensor in alone[1].items():
+            np.testing.assert_allclose(tensors[name], tensor, rtol=1e-4, atol=1e-6)

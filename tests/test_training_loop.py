@@ -176,6 +176,7 @@ def _rank(rank, address, file, output):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     projector, llm, tokenizer = build(file)
     loop.train_loop(task(projector, llm, Stream(tokenizer, rank, 2)), recipe(), output, rank=rank, world=2)
+    dist.barrier()  # whoever leaves first must not take the meeting point with it
     dist.destroy_process_group()
 
 

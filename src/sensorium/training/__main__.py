@@ -8,6 +8,7 @@ docs/cluster.md has more of them.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,4 +28,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # gloo's threads now and then abort a process that Python takes down around them
