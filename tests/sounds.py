@@ -72,11 +72,13 @@ def good(name, seconds=1.0):
     return encode(tone(seconds, rate), muxer, codec, rate, layout)
 
 
-def wav(samples, rate=16000):
-    """int16 samples as a WAV file, written by hand."""
-    data = np.asarray(samples, "<i2").tobytes()
-    head = b"fmt " + (16).to_bytes(4, "little") + b"\1\0\1\0" + rate.to_bytes(4, "little")
-    head += (2 * rate).to_bytes(4, "little") + b"\2\0\x10\0"
+def wav(samples, rate=16000, kind="<i2"):
+    """Samples [n] or [n, channels] as a WAV file, written by hand; `kind` is "<i2", "u1" or "<f4"."""
+    values = np.asarray(samples).astype(kind)
+    data, channels, size = values.tobytes(), 1 if values.ndim == 1 else values.shape[1], values.itemsize
+    head = b"fmt " + (16).to_bytes(4, "little") + (3 if kind == "<f4" else 1).to_bytes(2, "little")
+    head += channels.to_bytes(2, "little") + rate.to_bytes(4, "little") + (rate * channels * size).to_bytes(4, "little")
+    head += (channels * size).to_bytes(2, "little") + (8 * size).to_bytes(2, "little")
     body = b"WAVE" + head + b"data" + len(data).to_bytes(4, "little") + data
     return b"RIFF" + len(body).to_bytes(4, "little") + body
 

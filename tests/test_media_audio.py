@@ -83,6 +83,20 @@ def test_channels_are_averaged_and_clipping_is_kept():
     assert loud.samples.max() <= 1 and loud.seconds == 0.05
 
 
+@pytest.mark.parametrize(("kind", "scale", "zero"), [("<i2", 32767, 0), ("u1", 127, 128), ("<f4", 1, 0)])
+def test_opposite_channels_do_not_cancel(kind, scale, zero):
+    """One wire of a microphone swapped: a player gives sound on both sides, and their mean is nothing."""
+    x = sounds.tone(0.5)
+    opposite = np.stack([x, -x], 1)
+    for sound in (
+        load_audio(sounds.wav(opposite * scale + zero, kind=kind)),
+        load_audio(opposite, array_rate=16000),
+    ):
+        assert np.abs(np.abs(sound.samples) - np.abs(x)).max() < 0.02  # eight bits
+    one_sided = np.stack([x, np.zeros_like(x)], 1)
+    assert np.allclose(load_audio(one_sided, array_rate=16000).samples, x / 2)  # the mean, as ever
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("codec", ["pcm_f32le", "pcm_f64le"])
 def test_floats_far_beyond_full_scale(codec):

@@ -13,6 +13,7 @@ import tiny
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 
+from sensorium.composition import Composition  # noqa: E402
 from sensorium.errors import SensoriumError, UsageError  # noqa: E402
 from sensorium.projectors.spec import positions_for  # noqa: E402
 from sensorium.projectors.stack import StackProjector, Words  # noqa: E402
@@ -141,6 +142,66 @@ def test_words_that_sound_alike_have_like_keys_and_a_word_that_was_never_heard_h
     like = torch.nn.functional.cosine_similarity(keys[:1], keys)
     assert min(like[1], like[4]) > 0.5 > 0.4 > like[3]  # bat and cap; dog
     assert torch.equal(keys[0], keys[7]) and not keys[6].any()
+
+
+NAMES = ["cat", "cats", "hat", "hats", "bat", "bats", "rat", "rats", "mat", "mats", "sat", "fat", "pat", "pats"]
+
+
+def spelt(names) -> list[list[str]]:
+    return [pieces(f" {name}", list) for name in names]
+
+
+def test_keys_that_were_learnt_are_kept_and_tell_those_of_words_that_were_not():
+    torch.manual_seed(0)
+    learnt = WordKeys(spelt(NAMES), 6).all()
+    again = WordKeys(spelt([*NAMES, "ant", "ants"]), 6)
+    left_out = NAMES.index("mats") + 1
+    again.fit({i: learnt[i] for i in range(1, len(NAMES) + 1) if i != left_out}, learnt[0] + 1)
+    found = again.all()
+    others = [i for i in range(1, len(NAMES) + 1) if i != left_out]
+    torch.testing.assert_close(found[others], learnt[others])
+    torch.testing.assert_close(found[0], learnt[0] + 1)
+    near = torch.nn.functional.cosine_similarity(found[left_out], learnt[1:], dim=-1)
+    assert near.argmax() == left_out - 1 and near.max() > 0.8  # by "mat", "hats", "rats" alone
+    assert again.own[left_out].abs().max() == again.own[-1].abs().max() == 0  # what only its pieces say
+
+
+def test_a_run_that_starts_from_another_projector_hears_what_that_one_heard(tmp_path):
+    from safetensors.torch import save_file
+
+    from sensorium.training.listen_start import start_from
+
+    torch.manual_seed(0)
+    table, sizes = torch.randn(40, WIDE).half().float(), {"stack": 4, "hidden": 16, "depth": 2, "width": 12, "keys": 6}
+    had, has = [0, *range(5, 19)], [0, 30, *range(18, 4, -1), 3]  # other words, in another order
+    first, second = (StackProjector(DIM, WIDE, words=len(ids), table=table[ids], **sizes) for ids in (had, has))
+    first.words.keys.copy_(torch.randn(len(had), 6))
+    save_file({name: value.half() for name, value in first.state_dict().items()}, tmp_path / "a.safetensors")
+    spec = SimpleNamespace(projectors={"speech": SimpleNamespace(weights="a.safetensors")})
+    start = SimpleNamespace(spec=spec, file=lambda name: tmp_path / name, path=tmp_path)
+    keys = WordKeys(spelt(["zoo", *NAMES[::-1], "owl"]), 6)
+    assert start_from(start, second, keys) == len(NAMES)
+    second.words.keys.copy_(keys.all())
+    sound = torch.randn(1, 23, DIM)
+    there, here = first.words(first.frames(sound)), second.words(second.frames(sound))
+    places = [has.index(token) for token in had]
+    torch.testing.assert_close(here[..., places], there, atol=0.05, rtol=0.05)  # it was kept in 16 bits
+    second.looks = second.looks[:1]
+    with pytest.raises(UsageError, match="another projector than it says"):
+        start_from(start, second, keys)
+
+
+def test_what_cannot_go_on_learning_is_refused():
+    from sensorium.training.listen_start import startable
+
+    mini, deaf = Composition.find("mini"), Composition.find("mini")
+    options = dict(mini.spec.projectors["speech"].options)
+    startable(mini, mini, {**options, "words": 0}, "stack")
+    with pytest.raises(UsageError, match=r"the recipe asks for stack with .*'stack': 4"):
+        startable(mini, mini, {**options, "stack": 4}, "stack")
+    deaf.spec.projectors.pop("speech")
+    with pytest.raises(UsageError, match="has no projector for speech"):
+        startable(mini, deaf, options, "stack")
 
 
 def test_pronunciation_is_what_is_heard_of_the_units():
@@ -405,6 +466,27 @@ def test_a_store_is_made_once_and_alike_and_grows(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.features, second.features)
 
 
+def test_names_and_terms_come_from_their_entries(tmp_path, monkeypatch):
+    from sensorium.training.data import spoken, spoken_sentences
+
+    (tmp_path / "data.noun").write_text(
+        "  1 This software and database is being provided to you\n"
+        "08842819 15 n 02 Ottawa 0 Canadian_capital 0 002 @i 08691669 n 0000 #p 08820121 n 0000 | the capital of x; y\n"
+        "09044862 15 n 01 Twenty_One_Long_Name 0 001 @i 08691669 n 0000 | too long\n"
+        '05599617 08 n 02 jaw 0 lower_jaw(a) 1 001 @ 05585383 n 0000 | the bones of the skull; "a jaw"\n'
+    )
+    monkeypatch.setattr(spoken, "tree", lambda name: tmp_path)
+    assert spoken.names() == ["Canadian capital", "Ottawa"]
+    assert ("lower jaw", "the bones of the skull") in spoken.entries()
+    monkeypatch.setattr(spoken, "glosses", lambda: ['x; "the house has a tree"'])
+    texts = spoken_sentences.Sentences(lambda text: [len(text)])
+    rng = np.random.default_rng(0)
+    drawn = [texts.draw(rng, mixture="names") for _ in range(60)]
+    assert {each.source for each in drawn} == {"named", "entries", "examples"}
+    assert "A jaw is the bones of the skull." in {each.text for each in drawn}
+    assert all("Ottawa" in each.text or "capital" in each.text for each in drawn if each.source == "named")
+
+
 def test_a_text_is_answered_by_the_llm_by_what_is_right_and_by_itself():
     from sensorium.training.listen_answers import REPEAT, Answers
     from sensorium.training.listen_prompt import Reply
@@ -476,7 +558,7 @@ def test_words_that_are_far_leave_no_denormal_numbers():
         ("data.shards.people=0", "data.shards.people", "give 1 or more"),
         ("data.shards.words=true", "data.shards.words", "give a whole number"),
         ("data.shards={}", "data.shards", "list 1 or more"),
-        ("data.shards.radio=1", "data.shards.radio", "use 'broad', 'words' or 'people'"),
+        ("data.shards.radio=1", "data.shards.radio", "use 'broad', 'words', 'names' or 'people'"),
         ("distil.sounds=1", "distil.sounds", "the stage distil does nothing with it"),
         ("align.align=0.5", "align.align", "the stage align does nothing with it"),
     ],

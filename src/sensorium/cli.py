@@ -387,7 +387,7 @@ def _run(arguments: list[str]) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except _ClickError as error:
-        raise _as_usage_error(error) from None
+        raise _as_usage_error(error, arguments) from None
 
 
 _WANTED = {  # what typer says, by its own validation or by click's, and what a person would
@@ -397,11 +397,14 @@ _WANTED = {  # what typer says, by its own validation or by click's, and what a 
 }
 
 
-def _as_usage_error(error: Any) -> UsageError:
+def _as_usage_error(error: Any, arguments: list[str]) -> UsageError:
     context = getattr(error, "ctx", None)
+    commands: Any = typer.main.get_command(app)
+    begun = ["sensorium", *(name for name in arguments[:1] if name in commands.commands)]
+    path = context.command_path if context else " ".join(begun)  # an option without its value has no context
     message = error.format_message().strip().rstrip(".")
     if wrong := re.match(r"Invalid value for '(\S+)': ", message):
         for pattern, wanted in _WANTED.items():
             if found := re.search(pattern, message):
                 message = f"{wrong[1]} takes {wanted.format(*found.groups())}"
-    return UsageError(f"{message}; see `{context.command_path if context else 'sensorium'} --help`.")
+    return UsageError(f"{message}; see `{path} --help`.")

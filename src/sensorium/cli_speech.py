@@ -92,7 +92,7 @@ def subtitle(
     measured = conformity(cues)
     if as_json:
         console.write_json({"file": str(output), "language": transcriber.language, **measured.to_dict()})
-    elif report:
+    elif report and cues:
         console.write(f"{measured}\n")
     if not cues:
         console.complain(f"{file} holds no speech, so {output} has no cues.")

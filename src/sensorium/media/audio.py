@@ -14,7 +14,7 @@ import numpy as np
 from sensorium.errors import SensoriumError, UsageError
 from sensorium.media.limits import DEFAULT, Limits
 from sensorium.media.reading import open_seekable
-from sensorium.media.sound import Resampler, Sound, check_loudness, too_long
+from sensorium.media.sound import Resampler, Sound, check_loudness, mixed, too_long
 
 RATE = 16_000
 """Samples a second that speech models take."""
@@ -68,8 +68,9 @@ def load_audio(
 ) -> Audio:
     """Decode the sound of a WAV, FLAC, Ogg (Opus, Vorbis), MP3, M4A, AAC or WebM file or of a video, whole.
 
-    The content decides the format, never a name. Channels are averaged, the rate is converted. Of several sound tracks
-    FFmpeg's choice is taken. Where a track has gaps or begins late, silence stands: times are those of a player.
+    The content decides the format, never a name. Channels are averaged (of opposite ones, which would cancel, the
+    loudest is taken), the rate is converted. Of several sound tracks FFmpeg's choice is taken. Where a track has gaps
+    or begins late, silence stands: times are those of a player.
 
     Args:
         src: a path, the bytes of a file, a binary stream, or an array [n] or [n, channels] of int16, int32, uint8 or
@@ -226,4 +227,4 @@ def _array_to_mono(array: np.ndarray, limits: Limits) -> np.ndarray:
         check_loudness(array, "The array")
     if array.dtype == np.uint8:
         values = values - 128
-    return np.asarray((values.mean(axis=1) if values.ndim == 2 else values) * scale, dtype=np.float32)
+    return np.asarray((mixed(values.T) if values.ndim == 2 else values) * scale, dtype=np.float32)

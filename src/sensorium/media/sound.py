@@ -41,6 +41,8 @@ _CODECS = frozenset({
 })  # fmt: skip
 LOUDEST = 8.0
 """Of samples as floats, 18 dB over full scale: mixes and lossy coders go a little beyond 1, integers far."""
+CANCELLED = 1e-3
+"""Of the channels' power, what is left in their mean where they are opposite; half is left of unlike ones."""
 READABLE = "a WAV, FLAC, Ogg, MP3, M4A, AAC, WebM, MP4, Matroska or AVI file"
 _HEAD = 1 << 16
 _MAX_PACKET = 32 << 20
@@ -225,10 +227,10 @@ class Sound:
         scale = _SCALES.get(values.dtype.str[1:])
         if scale is None:
             check_loudness(values, self._label)
-        mixed = np.mean(values[voices] if voices else values, axis=0, dtype=np.float32 if scale is None else np.float64)
+        values = values[voices] if voices else values
         if scale is not None:
-            mixed = (mixed - 128 if values.dtype == np.uint8 else mixed) * scale
-        return np.ascontiguousarray(mixed, dtype=np.float32)
+            values = values.astype(np.float64) - 128 * (values.dtype == np.uint8)
+        return np.ascontiguousarray(mixed(values) * (scale or 1), dtype=np.float32)
 
     def _check(self, rate: int, channels: int) -> None:
         limits = self._limits
@@ -279,6 +281,16 @@ def _wav_seconds(head: bytes) -> float:
             return size / bytes_a_second if bytes_a_second and size < 0x7FFF0000 else 0.0
         place += 8 + size + size % 2
     return 0.0
+
+
+def mixed(channels: np.ndarray) -> np.ndarray:
+    """Floats [channels, n] -> their mean [n]; where they cancel one another, as with one wire of a microphone swapped,
+    the loudest of them."""
+    mean = np.asarray(channels.mean(axis=0))
+    if len(channels) == 1:
+        return mean
+    loud = np.square(channels, dtype=np.float64).mean(axis=1)
+    return channels[loud.argmax()] if np.square(mean).mean() < CANCELLED * loud.mean() else mean
 
 
 def check_loudness(values: np.ndarray, label: str) -> None:

@@ -11,11 +11,18 @@ from sensorium.projectors.spec import find
 from sensorium.training.recipe import check_options
 from sensorium.training.values import Count, Limits, Rate, Run, Seed, Share, Strict
 
+RANDOM = "random"
+
 
 class ListenProjectorRecipe(Strict):
-    """Which projector; options left out have the defaults of `projectors.spec`."""
+    """Which projector; options left out have the defaults of `projectors.spec`.
+
+    ``start`` is "random", or a composition (its name or folder) that listens to the same encoder with the same LLM:
+    training goes on from its projector.
+    """
 
     kind: Literal["stack"] = "stack"
+    start: Annotated[str, Field(min_length=1)] = RANDOM
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -32,7 +39,7 @@ Shards = Annotated[Count, Field(strict=True)]  # true is no number here, either
 class ListenData(Strict):
     """Spoken texts, by shards of 400 (`training.listen_store`), and the LLM's answers to some of them."""
 
-    shards: Annotated[dict[Literal["broad", "words", "people"], Shards], Field(min_length=1)]  # by mixture
+    shards: Annotated[dict[Literal["broad", "words", "names", "people"], Shards], Field(min_length=1)]  # by mixture
     answers: Count = 6000  # texts of the shards that get an answer, the first ones
     answer_tokens: Annotated[int, Field(ge=1, le=256)] = 16
     repeat: Share = 0.3  # of texts that the LLM is also asked to repeat

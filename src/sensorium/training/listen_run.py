@@ -30,7 +30,8 @@ from sensorium.training.listen_export import export_listen
 from sensorium.training.listen_heard import Heard
 from sensorium.training.listen_measure import ListenTest, share
 from sensorium.training.listen_prompt import ListenPrompt
-from sensorium.training.listen_recipe import ListenRecipe
+from sensorium.training.listen_recipe import RANDOM, ListenRecipe
+from sensorium.training.listen_start import start_from, startable
 from sensorium.training.listen_store import ListenStore, Utterance
 from sensorium.training.listen_task import AlignTask, DistilTask
 from sensorium.training.listen_words import Pronunciation, Sounds, WordKeys, pieces
@@ -82,6 +83,10 @@ class ListenRun:
 
     def __init__(self, plan: ListenRecipe, base: Composition, output: Path, resume: bool) -> None:
         self.plan, self.output, self.resume = plan, output, resume
+        self.options = find(plan.projector.kind).filled(plan.projector.options)
+        self.start = None if plan.projector.start == RANDOM else Composition.find(plan.projector.start)
+        if self.start is not None:
+            startable(base, self.start, self.options, plan.projector.kind)
         self.pronounced = Pronunciation(generators.create("hibari"))  # which may be missing, so before hours of work
         self.model = Model(base).load()
         self.tokenizer = self.model.parts.tokenizer.get()
@@ -92,7 +97,6 @@ class ListenRun:
         encode = self.tokenizer.encode
         stores = {name: ListenStore(encoder, encode, plan.data.seed, say, name) for name in plan.data.shards}
         store = ListenStore(encoder, encode, plan.data.seed, say)
-        self.options = find(plan.projector.kind).filled(plan.projector.options)
         stack = self.options["stack"]
         shards = [stores[name].shard(i) for name, count in plan.data.shards.items() for i in range(count)]
         self.heard = Heard(shards, encode, stack, without=repeats_a_test)
@@ -113,6 +117,9 @@ class ListenRun:
         self.projector = make(encoder.spec.dim, self.llm.shape.dim, None, **own)
         self.rows = TokenRows(self.projector.words, said)
         self.keys = WordKeys([self._pieces(token) for token in said], self.options["keys"])
+        if self.start is not None:
+            known = start_from(self.start, self.projector, self.keys)
+            say(f"Starting from the projector of {self.start.path}, which knows {known} of {len(said)} tokens")
         self.sounds = Sounds(self.options["width"], len(self.pronounced.symbols)) if plan.align.sounds else None
         self.results: dict[str, Any] = {}
 
@@ -128,8 +135,9 @@ class ListenRun:
         self.results["read"] = share(list(read.values()))
         few = self.test.subset(FEW)
         self.rows.words.keys.copy_(self.keys.all())
-        self.results["untrained"] = share(self.test.spoken(self._project, self.test.asked[::3]))
-        say(f"Read: {self.results['read']}; untrained projector: {self.results['untrained']}")
+        before = "untrained" if self.start is None else "start"
+        self.results[before] = share(self.test.spoken(self._project, self.test.asked[::3]))
+        say(f"Read: {self.results['read']}; {before}: {self.results[before]}")
         taken = {}
         with StopRequest() as stopping:
             for stage in STAGES:

@@ -46,9 +46,9 @@ def override(data: dict[str, Any], text: str) -> None:
     """Put one ``key.subkey=value`` into ``data``; items of a list go by their name or their number."""
     key, equals, written = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"{_shown(text)} is no key=value; write for example --set train.steps=100.")
+        raise UsageError(f"{_shown(text)} is no key=value; write for example --set {_example(data)}=100.")
     if not all(key.strip().split(".")):
-        raise UsageError(f"{_shown(text)}: unknown key; it has a name on each side of a dot, such as train.steps.")
+        raise UsageError(f"{_shown(text)}: unknown key; it has a name on each side of a dot, such as {_example(data)}.")
     try:
         value = yaml.safe_load(written)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -71,6 +71,11 @@ def override(data: dict[str, Any], text: str) -> None:
     if not isinstance(at, dict):
         raise UsageError(f"{_shown(text)}: name a stage and a key, for example stages.align.train.steps=100.")
     at[last] = value
+
+
+def _example(data: dict[str, Any]) -> str:
+    """A key of this kind of recipe that takes a number."""
+    return next((key for key, _ in flat(data) if key.endswith(".steps")), "train.steps")
 
 
 def flat(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

@@ -106,6 +106,7 @@ class Chat:
         """Said once; the next answer is tried again, as headphones come and go."""
         if not self._muted:
             self._muted = True
+            self._break_line()
             self._complain(str(error))
 
     def _played(self, turn: int, count: int) -> None:
@@ -134,12 +135,17 @@ class Chat:
                 self._played(event.turn, 1 << 62)
             if isinstance(event, Failed):
                 self._fail(event.error)
-            if self._writing:
-                self._writing = False
-                self._write("\n")
+            self._break_line()
+
+    def _break_line(self) -> None:
+        """Whatever is said next begins a line."""
+        if self._writing:
+            self._writing = False
+            self._write("\n")
 
     def _fail(self, error: Exception) -> None:
         if isinstance(error, SensoriumError):
+            self._break_line()
             self._complain(str(error))
         else:
             self._broken, self._writing = error, False

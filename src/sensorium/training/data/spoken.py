@@ -73,6 +73,31 @@ def glosses() -> list[str]:
     return list(found)
 
 
+def entries() -> list[tuple[str, str]]:
+    """WordNet's nouns and names of one or more words, sorted, each with the definition of its first sense."""
+    found: dict[str, str] = {}
+    for path in tree("wordnet").rglob("data.noun"):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            fields, bar, gloss = line.partition("| ")
+            if bar and gloss.isascii() and not line.startswith(" "):
+                words = fields.split()
+                for word in words[4 : 4 + 2 * int(words[3], 16) : 2]:
+                    name = re.sub(r"\(.*\)", "", word).replace("_", " ")
+                    found.setdefault(name, gloss.partition(";")[0].strip())
+    return sorted(found.items())
+
+
+def names() -> list[str]:
+    """The people, places and events that WordNet knows by name, sorted: the instances of its nouns."""
+    found: set[str] = set()
+    for path in tree("wordnet").rglob("data.noun"):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            words = line.partition("|")[0].split()
+            if "@i" in words:
+                found.update(word.replace("_", " ") for word in words[4 : 4 + 2 * int(words[3], 16) : 2])
+    return sorted(name for name in found if re.fullmatch("[A-Z][A-Za-z' ]+", name) and name.count(" ") < 3)
+
+
 def nouns() -> list[str]:
     """WordNet's nouns of one lower-case word, sorted."""
     found = set()

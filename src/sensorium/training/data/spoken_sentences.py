@@ -1,6 +1,6 @@
 """What is said aloud to a projector that learns to listen: short questions, commands, sentences and phrases.
 
-Sources: example sentences and definitions of WordNet, templates about common nouns, the training half of
+Sources: example sentences, definitions and names of WordNet, templates about common nouns, the training half of
 `spoken_questions`, sentences with the names that questions are about, and phrases of random words, which a listener
 cannot guess. A text is in the test half by its digest.
 """
@@ -27,9 +27,10 @@ MIXTURES: dict[str, dict[str, float]] = {
         "questions": 0.12,
     },
     "words": {"lists": 0.55, "common": 0.25, "things": 0.20},
+    "names": {"named": 0.4, "entries": 0.35, "examples": 0.25},
 }
 """How often each source is drawn. A word must be heard some twenty times before it is known in another sentence, so
-there is a mixture that is rich in words and poor in sentences."""
+there is a mixture that is rich in words and poor in sentences; and one of rare words, people and places."""
 COMMON = 9000
 """Words of the vocabulary: the most frequent ones that are one token."""
 
@@ -50,6 +51,12 @@ _THING = (
     "Tell me more about {x}.", "I never heard of {x}.", "They were talking about {x}.", "Do you know {x}?",
     "{x} is what I mean.", "It is {x} and not {y}.", "First {x}, then {y}.", "What about {x}?", "Think of {x} and {y}.",
     "How do you spell {x}?", "Use {x} in a sentence.", "Not {x}, but {y}.", "Give me a sentence with {x}.",
+)  # fmt: skip
+_NAMED = (
+    "Where is {x}?", "Who was {x}?", "Tell me about {x}.", "What is {x} famous for?", "I have read about {x}.",
+    "Have you ever been to {x}?", "What do you know about {x}?", "{x} and {y} have nothing in common.",
+    "Is {x} near {y}?", "We left {x} in the morning.", "When was that, before {x} or after {x}?", "I like {x}.",
+    "They came from {x}.", "{x} is a name that everybody knows.", "Did you say {x} or {y}?", "This is about {x}.",
 )  # fmt: skip
 _LEADS = ("Say", "It is", "The", "Now", "What about", "Not", "First", "And", "Is it", "Of", "With", "For", "In", "To")
 
@@ -80,6 +87,8 @@ class Sentences:
             "things": self._thing,
             "lists": self._list,
             "common": lambda rng: self._phrase(rng, 3000),
+            "named": self._name,
+            "entries": self._entry,
         }
 
     def draw(self, rng: np.random.Generator, split: spoken_questions.Split = "train", mixture: str = "broad") -> Said:
@@ -120,6 +129,18 @@ class Sentences:
         return list(dict.fromkeys(text for text in first if _plain(text)))
 
     @cached_property
+    def entries(self) -> list[str]:
+        """WordNet's terms with what they mean, "A mandible is the jaw in vertebrates": three to twelve words."""
+        means = ((name, text) for name, text in spoken.entries() if re.fullmatch("[a-z' ]{3,}", name))
+        told = (f"{spoken_questions.article(name)} {name} is {text}" for name, text in means)
+        return [text for text in told if _plain(text)]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """People and places."""
+        return spoken.names()
+
+    @cached_property
     def _asked(self) -> list[str]:
         return [each.question for each in spoken_questions.questions("train", phrasings=3, all_families=True)]
 
@@ -158,6 +179,13 @@ class Sentences:
     def _thing(self, rng: np.random.Generator) -> str:
         x, y = _one(self._things, rng), _one(self._things, rng)
         return spoken_questions.capital(_one(_THING, rng).format(x=x, y=y))
+
+    def _name(self, rng: np.random.Generator) -> str:
+        x, y = _one(self.names, rng), _one(self.names, rng)
+        return _one(_NAMED, rng).format(x=x, y=y)
+
+    def _entry(self, rng: np.random.Generator) -> str:
+        return spoken_questions.capital(_one(self.entries, rng)) + "."
 
 
 def _one(pool: Sequence[str], rng: np.random.Generator) -> str:

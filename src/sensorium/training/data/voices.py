@@ -40,6 +40,7 @@ _FLITE = ("rms", "kal16", "awb")
 SHARES: dict[str, dict[Engine, float]] = {
     "broad": {"espeak": 0.60, "flite": 0.26, "hibari": 0.14},
     "words": {"espeak": 0.82, "flite": 0.18},
+    "names": {"espeak": 0.50, "flite": 0.40, "hibari": 0.10},
 }
 """Of what training hears, by mixture of texts and synthesiser: hibari's voice is the most natural and costs ten times
 as much."""
