@@ -301,6 +301,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(own, tmp_path, capfd):
     assert "had ended already, behind step 60, so nothing was trained" in capfd.readouterr().err
     with pytest.raises(SensoriumError, match="batch"):
         train_clip(place, ["train.batch=6"], resume=tmp_path / "parts")
+    assert "batch: 12" in (tmp_path / "parts" / "recipe.yaml").read_text()  # what was refused leaves no trace
     with pytest.raises(UsageError, match="no output directory"):
         train_clip(place, resume=tmp_path / "nowhere")
     assert TwoTower(tmp_path / "parts" / "composition").embed(text="a").shape == TwoTower(whole).embed(text="a").shape

@@ -51,9 +51,15 @@ def running(
         check_same(output, plan, recipe, overrides)
     check_target(plan.install, output)
     with held(output), going_on(recipe, overrides, output, checkpoints), in_a_sentence(output):
-        keep_recipe(output, plan.dump())
+        if not resume:
+            keep_recipe(output, plan.dump())
         show_recipe(output, plan)
-        yield output
+        try:
+            yield output
+        except KeyboardInterrupt:
+            keep_recipe(output, plan.dump())
+            raise
+        keep_recipe(output, plan.dump())  # of a resumed run only now: it may have been refused, and is what it was
         if plan.install:
             say(f"Installed: {install(output / 'composition', plan.install)}")
 
