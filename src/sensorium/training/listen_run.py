@@ -65,10 +65,13 @@ def train_listen(recipe: Path | ListenRecipe, overrides: Sequence[str] = (), res
     base = Composition.find(plan.composition)
     if base.spec.backbone.format != "gguf":
         raise UsageError(f"{base.path} has no backbone in a GGUF file, which training to listen needs; name another.")
+    start = None if plan.projector.start == RANDOM else Composition.find(plan.projector.start)
+    if start is not None:
+        startable(base, start, find(plan.projector.kind).filled(plan.projector.options), plan.projector.kind)
     with running(plan, file, overrides, resume, checkpoints) as output:
         torch.set_num_threads(physical_cores())
         torch.manual_seed(plan.data.seed)
-        return ListenRun(plan, base, output, resume is not None).run()
+        return ListenRun(plan, base, start, output, resume is not None).run()
 
 
 class ListenRun:
@@ -77,16 +80,15 @@ class ListenRun:
     Args:
         plan: the recipe.
         base: its composition.
+        start: the one whose projector it goes on from, if any.
         output: where checkpoints, logs and the composition go.
         resume: go on from the checkpoints there.
     """
 
-    def __init__(self, plan: ListenRecipe, base: Composition, output: Path, resume: bool) -> None:
-        self.plan, self.output, self.resume = plan, output, resume
-        self.options = find(plan.projector.kind).filled(plan.projector.options)
-        self.start = None if plan.projector.start == RANDOM else Composition.find(plan.projector.start)
-        if self.start is not None:
-            startable(base, self.start, self.options, plan.projector.kind)
+    def __init__(
+        self, plan: ListenRecipe, base: Composition, start: Composition | None, output: Path, resume: bool
+    ) -> None:
+        self.plan, self.start, self.output, self.resume = plan, start, output, resume
         self.pronounced = Pronunciation(generators.create("hibari"))  # which may be missing, so before hours of work
         self.model = Model(base).load()
         self.tokenizer = self.model.parts.tokenizer.get()
@@ -97,6 +99,7 @@ class ListenRun:
         encode = self.tokenizer.encode
         stores = {name: ListenStore(encoder, encode, plan.data.seed, say, name) for name in plan.data.shards}
         store = ListenStore(encoder, encode, plan.data.seed, say)
+        self.options = find(plan.projector.kind).filled(plan.projector.options)
         stack = self.options["stack"]
         shards = [stores[name].shard(i) for name, count in plan.data.shards.items() for i in range(count)]
         self.heard = Heard(shards, encode, stack, without=repeats_a_test)
