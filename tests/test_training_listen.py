@@ -71,7 +71,7 @@ def test_what_stands_between_words_is_left_out_and_a_batch_keeps_what_its_fulles
         frames = projector.frames(features)
         together = kept(projector.words, frames)
         assert len({len(one) for one in alone}) > 1 and together.shape[1] == max(map(len, alone)) < 10
-        for one, row, whole in zip(alone, together, projector.words.mean(frames)):
+        for one, row, whole in zip(alone, together, projector.words.mean(projector.words.shares(frames))):
             places = [int((whole - position).abs().sum(-1).argmin()) for position in row]
             assert places == sorted(set(places))  # in their order, each once
             assert all(any(torch.allclose(position, other, atol=1e-5) for other in row) for position in one)
