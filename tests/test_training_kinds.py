@@ -73,7 +73,7 @@ def test_who_listens_needs_a_backbone_that_it_can_read(sensorium, tmp_path):
 class Trained:
     """What a run writes, without the run."""
 
-    def __call__(self, plan, base, output, resume):
+    def __call__(self, plan, base, output, resume, start=None):
         self.output = output / "composition"
         shutil.copytree(base.directory, self.output)
         return self

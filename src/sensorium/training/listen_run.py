@@ -71,7 +71,7 @@ def train_listen(recipe: Path | ListenRecipe, overrides: Sequence[str] = (), res
     with running(plan, file, overrides, resume, checkpoints) as output:
         torch.set_num_threads(physical_cores())
         torch.manual_seed(plan.data.seed)
-        return ListenRun(plan, base, start, output, resume is not None).run()
+        return ListenRun(plan, base, output, resume is not None, start).run()
 
 
 class ListenRun:
@@ -80,13 +80,13 @@ class ListenRun:
     Args:
         plan: the recipe.
         base: its composition.
-        start: the one whose projector it goes on from, if any.
         output: where checkpoints, logs and the composition go.
         resume: go on from the checkpoints there.
+        start: the composition whose projector a new run goes on from; None for one at random.
     """
 
     def __init__(
-        self, plan: ListenRecipe, base: Composition, start: Composition | None, output: Path, resume: bool
+        self, plan: ListenRecipe, base: Composition, output: Path, resume: bool, start: Composition | None = None
     ) -> None:
         self.plan, self.start, self.output, self.resume = plan, start, output, resume
         self.pronounced = Pronunciation(generators.create("hibari"))  # which may be missing, so before hours of work
