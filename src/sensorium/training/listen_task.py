@@ -165,10 +165,11 @@ def kept(words: Words, frames: Tensor) -> Tensor:
 
     All of a batch keep as many as the one that says most, so some keep a few that stand between words.
     """
-    between = words.between(words.shares(frames)).detach()
+    shares = words.shares(frames)
+    between = words.between(shares).detach()
     most = int((between < BETWEEN).sum(dim=1).max())
     places = between.topk(most, dim=1, largest=False).indices.sort(dim=1).values
-    return words.mean(words.shares(frames.gather(1, places[..., None].expand(-1, -1, frames.shape[2]))))
+    return words.mean(shares.gather(1, places[..., None].expand(-1, -1, shares.shape[2])))
 
 
 def dropped(batch: Batch, share: float, rng: np.random.Generator) -> Batch:
