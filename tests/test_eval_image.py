@@ -534,3 +534,14 @@ def test_a_tie_between_choices_is_wrong():
     item = EvalItem("a", "a", b"", "choice", "?", "Left.", ("Left.", "Right."))
     assert measures.choice_right([item], [Outcome(scores=(1.0, 1.0))]).estimate().value == 0
     assert measures.choice_right([item], [Outcome(scores=(1.0, 0.5))]).estimate().value == 1
+
+
+def test_a_row_without_the_model_counts_what_it_has():
+    from sensorium.evaluation.intervals import Estimate
+    from sensorium.evaluation.scorecard import Row
+
+    floor, model = Estimate(0.1, 0.0, 0.2, 40, 7), Estimate(0.5, 0.4, 0.6, 24, 24)
+    alone = Row("people", "errors", None, None, {"people": floor}).to_dict()
+    assert (alone["n"], alone["clusters"], alone["ci95"]) == (40, 7, None)
+    both = Row("people", "errors", None, None, {"cascade": floor, "model": model}).to_dict()
+    assert (both["n"], both["clusters"]) == (24, 24)

@@ -59,9 +59,14 @@ class Row:
     unit: str = "rate"
     lower_is_better: bool = False
 
+    @property
+    def counted(self) -> Estimate | None:
+        """The column whose items are counted: the model's, or the first where the model is not measured."""
+        return self.scores.get("model") or next(iter(self.scores.values()), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, rounded to five digits; what is undefined is null."""
-        model = self.scores.get("model")
+        model, counted = self.scores.get("model"), self.counted
         return {
             "section": self.section,
             "name": self.name,
@@ -71,8 +76,8 @@ class Row:
             "ci95": [_plain(model.low), _plain(model.high)] if model else None,
             "beyond_cascade": None if self.difference is None else _estimate(self.difference),
             "p": _plain(self.p),
-            "n": model.n if model else 0,
-            "clusters": model.clusters if model else 0,
+            "n": counted.n if counted else 0,
+            "clusters": counted.clusters if counted else 0,
             "unit": self.unit,
             "lower_is_better": self.lower_is_better,
         }
@@ -148,7 +153,7 @@ class Scorecard:
             *(show(row.scores[name].value) if name in row.scores else "" for name in self.columns()),
             _range(model, show) if model else "",
             beyond,
-            str(model.n) if model else "",
+            str(row.counted.n) if row.counted else "",
         ]
 
 
